@@ -68,6 +68,16 @@ const (
 	RateLimited        Error = "RATE_LIMITED"
 	TokenExpired       Error = "TOKEN_EXPIRED"
 	CameraForbidden    Error = "CAMERA_FORBIDDEN"
+	SlowReader         Error = "SLOW_READER"
+	GatewayStopping    Error = "GATEWAY_STOPPING"
+
+	// The gateway's HTTP.
+	OriginForbidden      Error = "ORIGIN_FORBIDDEN"
+	PathNotFound         Error = "PATH_NOT_FOUND"
+	MethodNotAllowed     Error = "METHOD_NOT_ALLOWED"
+	UnsupportedMediaType Error = "UNSUPPORTED_MEDIA_TYPE"
+	PreconditionFailed   Error = "PRECONDITION_FAILED"
+	ProtocolUnsupported  Error = "PROTOCOL_UNSUPPORTED"
 )
 
 // Errors lists every Error, in the order of docs/errors.md.
@@ -79,7 +89,8 @@ func Errors() []Error {
 		BadOffer, NoVideoSection, BadCandidate, CodecUnsupported, StaleRoute, NodeFull, CameraMoved, CameraDeleted, CameraDisabled,
 		CameraUnassigned, PeerConnectionFailed, NodeStopping, NodeUnreachable,
 		BadMessage, MessageTooLarge, UnknownMessage, OutOfOrder, SessionExists, SessionNotFound, TooManySessions, TooManyConnections,
-		RateLimited, TokenExpired, CameraForbidden,
+		RateLimited, TokenExpired, CameraForbidden, SlowReader, GatewayStopping,
+		OriginForbidden, PathNotFound, MethodNotAllowed, UnsupportedMediaType, PreconditionFailed, ProtocolUnsupported,
 	}
 }
 
@@ -124,4 +135,12 @@ var errorText = map[Error]string{
 	RateLimited:          "too many messages",
 	TokenExpired:         "the token has expired",
 	CameraForbidden:      "the token does not allow this camera",
+	SlowReader:           "messages are not read fast enough",
+	GatewayStopping:      "the gateway is stopping",
+	OriginForbidden:      "the page's origin is not allowed",
+	PathNotFound:         "nothing is at this path",
+	MethodNotAllowed:     "the method is not allowed here",
+	UnsupportedMediaType: "the content type is not the one expected",
+	PreconditionFailed:   "the entity tag is not the session's current one",
+	ProtocolUnsupported:  "the websocket subprotocol is not supported",
 }
