@@ -1,0 +1,34 @@
+// Package stream holds one camera's live media in memory and fans it out.
+//
+// A source publishes its tracks and writes RTP packets in; each session
+// subscribes and takes bursts of packets out. Writing never blocks: a slow
+// subscription loses its oldest bursts and resumes at the next keyframe, and
+// every loss is counted by its reason.
+//
+// What leaves is normalized once for all viewers:
+//
+//   - H264 (RFC 6184, packetization modes 0 and 1) fits into the MTU: a NAL
+//     unit that is too large becomes FU-A packets, an FU-A packet that is too
+//     large becomes several, an aggregate (STAP-A) that is too large becomes
+//     single NAL units. Every IDR picture begins with the sequence and picture
+//     parameter sets, from the SDP or from the packets before, in a packet of
+//     its timestamp; parameter sets and access unit delimiters on their own are
+//     taken out. The last packet of an access unit has the marker bit.
+//   - Sequence numbers and timestamps go on where they were over reconnects and
+//     over a camera's clock that leaps or is set back. What the camera's
+//     sequence lacks stays a gap, at most 32 packets wide.
+//   - OPUS, PCMU and PCMA pass as they are.
+//
+// A burst is flushed by the marker bit, by the 17th packet of its access unit,
+// or by the first packet of the next one. There is no timer: what a camera
+// without marker bits sends leaves one frame later, and what a camera sent of
+// an access unit before it fell silent leaves with its next packet.
+//
+// Packets that arrive late are dropped, for reordering is the source's part
+// (gortsplib has it for UDP); malformed ones are dropped and counted. B-frames
+// pass as they are. There is no cache of past packets: a subscription starts
+// with the next keyframe.
+//
+// The package knows neither RTSP nor WebRTC and performs no I/O. It starts no
+// goroutine.
+package stream

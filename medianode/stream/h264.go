@@ -1,0 +1,294 @@
+package stream
+
+import "encoding/binary"
+
+// NAL unit types (ITU-T H.264 table 7-1, RFC 6184 §5.2).
+const (
+	nalIDR   = 5
+	nalSEI   = 6
+	nalSPS   = 7
+	nalPPS   = 8
+	nalAUD   = 9
+	nalSTAPA = 24
+	nalFUA   = 28
+)
+
+// FU header bits (RFC 6184 §5.8) and the parts of a NAL unit header.
+const (
+	fuStart   = 0x80
+	fuEnd     = 0x40
+	nalType   = 0x1f
+	nalRef    = 0x60 // nal_ref_idc
+	nalBroken = 0x80 // forbidden_zero_bit
+)
+
+// isVCL tells whether a NAL unit type is a part of a picture.
+func isVCL(typ byte) bool { return typ >= 1 && typ <= nalIDR }
+
+// h264 normalizes one connection's H264. Guarded by Stream.mu.
+type h264 struct {
+	in   *input
+	mtu  int
+	sets parameterSets
+
+	// The access unit under way.
+	vcl   bool // it has a part of a picture
+	idr   bool // its IDR picture has begun
+	dirty bool // parameter sets were taken out and must go before the next part
+	high  uint32
+	keyed bool // there has been a keyframe, at timestamp high
+}
+
+func newH264(in *input, mtu int, sets [][]byte) *h264 {
+	h := &h264{in: in, mtu: mtu}
+	for _, nal := range sets {
+		h.keep(nal)
+	}
+	return h
+}
+
+// write takes one packet's payload. fresh says that its timestamp is new, lost
+// that packets before it are missing.
+func (h *h264) write(fresh, lost, marker bool, payload []byte) {
+	if fresh {
+		h.endUnit(lost)
+	}
+	h.in.out.gap = h.in.out.gap || lost
+	discards := &h.in.stream.meter.discards
+	typ := payload[0] & nalType
+	switch {
+	case payload[0]&nalBroken != 0 || typ == 0 || typ > 29:
+		discards.Malformed++
+	case typ < nalSTAPA:
+		h.unit(payload, marker)
+	case typ == nalSTAPA:
+		h.aggregate(payload, marker)
+	case typ == nalFUA:
+		h.fragment(payload, marker)
+	default: // STAP-B, MTAP16, MTAP24, FU-B
+		discards.UnsupportedFormat++
+	}
+}
+
+// endUnit flushes the access unit before. Its last packet gets the marker that
+// the camera did not send, unless the last packet may be lost.
+func (h *h264) endUnit(lost bool) {
+	out := h.in.out
+	if n := len(out.pending); n > 0 && h.vcl && !lost {
+		out.pending[n-1].Marker = true
+	}
+	h.flush()
+	h.vcl, h.idr = false, false
+}
+
+// unit takes one whole NAL unit.
+func (h *h264) unit(nal []byte, marker bool) {
+	typ := nal[0] & nalType
+	switch {
+	case typ == nalSPS || typ == nalPPS:
+		h.dirty = h.keep(nal) || h.dirty
+	case typ == nalAUD: // no use in RTP (RFC 6184 §5.7)
+	case typ == nalSEI:
+		h.emit(nal, false) // a picture follows
+	case isVCL(typ):
+		h.picture(typ, len(nal) > 1 && nal[1]&0x80 != 0)
+		h.emit(nal, marker)
+	default:
+		h.emit(nal, marker)
+	}
+}
+
+// aggregate takes a STAP-A packet (RFC 6184 §5.7.1).
+func (h *h264) aggregate(payload []byte, marker bool) {
+	var sps, pps, vcl, first bool
+	var typ byte // of the first part of a picture
+	n := 0
+	for rest := payload[1:]; len(rest) > 0; n++ {
+		nal, after, ok := cutUnit(rest)
+		if !ok {
+			n = 0
+			break
+		}
+		switch t := nal[0] & nalType; {
+		case t == nalSPS:
+			sps = sps || !vcl
+		case t == nalPPS:
+			pps = pps || !vcl
+		case isVCL(t) && (!vcl || t == nalIDR && typ != nalIDR):
+			vcl, typ, first = true, t, len(nal) > 1 && nal[1]&0x80 != 0
+		}
+		rest = after
+	}
+	if n == 0 {
+		h.in.stream.meter.discards.Malformed++
+		return
+	}
+	whole := vcl && len(payload) <= h.mtu
+	for rest := payload[1:]; len(rest) > 0; {
+		nal, after, _ := cutUnit(rest)
+		if !whole {
+			h.unit(nal, marker && len(after) == 0)
+		} else if t := nal[0] & nalType; t == nalSPS || t == nalPPS {
+			h.dirty = h.keep(nal) || h.dirty
+		}
+		rest = after
+	}
+	if whole {
+		if sps && pps {
+			h.dirty = false
+		}
+		h.pictureWith(typ, first, sps && pps)
+		h.emit(payload, marker)
+	}
+}
+
+// cutUnit returns the first NAL unit of an aggregate's body, and what follows.
+func cutUnit(body []byte) (nal, rest []byte, ok bool) {
+	if len(body) < 3 {
+		return nil, nil, false
+	}
+	size := int(binary.BigEndian.Uint16(body))
+	if size == 0 || size > len(body)-2 {
+		return nil, nil, false
+	}
+	nal, rest = body[2:2+size:2+size], body[2+size:]
+	typ := nal[0] & nalType
+	return nal, rest, nal[0]&nalBroken == 0 && typ != 0 && typ < nalSTAPA
+}
+
+// fragment takes an FU-A packet (RFC 6184 §5.8).
+func (h *h264) fragment(payload []byte, marker bool) {
+	if len(payload) < 3 {
+		h.in.stream.meter.discards.Malformed++
+		return
+	}
+	typ := payload[1] & nalType
+	if typ == 0 || typ >= nalSTAPA {
+		h.in.stream.meter.discards.Malformed++
+		return
+	}
+	if payload[1]&fuStart != 0 {
+		if payload[1]&fuEnd != 0 { // not allowed, and sent by some: a whole NAL unit
+			payload[1] = payload[0]&nalRef | typ
+			h.unit(payload[1:], marker)
+			return
+		}
+		if isVCL(typ) {
+			h.picture(typ, payload[2]&0x80 != 0)
+		}
+	}
+	if isVCL(typ) {
+		h.beginFrame()
+	}
+	h.emit(payload, marker)
+}
+
+// picture is told that a slice begins. first says that it is the first slice of
+// its picture: first_mb_in_slice is 0, which ue(v) writes as a one bit (H.264
+// §7.3.3, §9.1).
+func (h *h264) picture(typ byte, first bool) { h.pictureWith(typ, first, false) }
+
+// pictureWith is picture for a slice that comes with its parameter sets.
+func (h *h264) pictureWith(typ byte, first, withSets bool) {
+	h.beginFrame()
+	begins := typ == nalIDR && !h.idr
+	if begins {
+		h.idr = true
+		h.beginKeyframe(first)
+	}
+	if (begins || h.dirty) && !withSets {
+		h.dirty = false
+		for _, p := range h.sets.packets(h.mtu) {
+			h.emit(p, false)
+		}
+	}
+}
+
+// beginFrame counts the access unit when its picture begins.
+func (h *h264) beginFrame() {
+	if !h.vcl {
+		h.vcl = true
+		h.in.stream.meter.frame(h.in.out.line.at)
+	}
+}
+
+// beginKeyframe marks the pending burst as one that a decoder can start with,
+// unless the parameter sets are not known or the picture's beginning was lost.
+func (h *h264) beginKeyframe(first bool) {
+	out, m := h.in.out, &h.in.stream.meter
+	if !h.sets.complete() {
+		m.undecodable++
+		return
+	}
+	if out.gap && !first {
+		return
+	}
+	if len(out.pending) >= maxBurst {
+		h.flush()
+	}
+	out.keyframe = true
+	h.in.stream.keys.pending = false
+	m.keyframes++
+	ts := out.line.out
+	if h.keyed {
+		if d := out.line.duration(ts - h.high); d > 0 {
+			m.keyframeInterval = d
+		}
+	}
+	h.high, h.keyed = ts, true
+}
+
+// keep stores a parameter set, and tells whether it could.
+func (h *h264) keep(nal []byte) bool {
+	m := &h.in.stream.meter
+	changed, ok := h.sets.put(nal)
+	if !ok {
+		m.discards.ParameterSets++
+		return false
+	}
+	if changed && nal[0]&nalType == nalSPS {
+		if width, height, ok := pictureSize(nal); ok {
+			m.width, m.height = width, height
+		}
+	}
+	return true
+}
+
+// emit appends a payload to the pending burst, cut to fit into the MTU.
+func (h *h264) emit(payload []byte, marker bool) {
+	if len(payload) <= h.mtu {
+		h.append(payload, marker)
+		return
+	}
+	indicator, header, body := payload[0]&nalRef|nalFUA, payload[0]&nalType|fuStart|fuEnd, payload[1:]
+	if payload[0]&nalType == nalFUA {
+		header, body = payload[1], payload[2:]
+	}
+	size := h.mtu - 2
+	buf := make([]byte, 0, len(body)+2*(len(body)/size+1))
+	for len(body) > 0 {
+		part := body[:min(size, len(body))]
+		body = body[len(part):]
+		head := header
+		if len(body) > 0 {
+			head &^= fuEnd
+		}
+		start := len(buf)
+		buf = append(append(buf, indicator, head), part...)
+		h.append(buf[start:len(buf):len(buf)], marker && len(body) == 0)
+		header &^= fuStart
+	}
+}
+
+func (h *h264) append(payload []byte, marker bool) {
+	out := h.in.out
+	if len(out.pending) >= maxBurst {
+		h.flush()
+	}
+	out.append(Packet{Timestamp: out.line.out, Marker: marker, Payload: payload})
+	if marker {
+		h.flush()
+	}
+}
+
+func (h *h264) flush() { h.in.stream.flush(h.in.out) }

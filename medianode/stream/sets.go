@@ -1,0 +1,126 @@
+package stream
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+
+	mch264 "github.com/bluenviron/mediacommon/v2/pkg/codecs/h264"
+)
+
+// The bounds of what is kept of a camera's parameter sets. H.264 allows 32
+// sequence and 256 picture parameter sets; cameras send one of each.
+const (
+	maxParameterSet  = 4096 // bytes
+	maxParameterSets = 32   // of each type
+)
+
+// parameterSets are the latest sequence and picture parameter sets, by id.
+type parameterSets struct {
+	sps, pps []parameterSet // by id, ascending
+	built    [][]byte       // payloads that carry them all; nil: to be built
+}
+
+type parameterSet struct {
+	id  uint32
+	nal []byte
+}
+
+// put stores one, in place of the one of its id. ok is false if it is not one,
+// is too large, or there are too many.
+func (p *parameterSets) put(nal []byte) (changed, ok bool) {
+	if len(nal) < 2 || len(nal) > maxParameterSet || nal[0]&nalBroken != 0 {
+		return false, false
+	}
+	list, skip := &p.pps, 1
+	switch nal[0] & nalType {
+	case nalSPS:
+		list, skip = &p.sps, 4 // profile_idc, constraint flags, level_idc
+	case nalPPS:
+	default:
+		return false, false
+	}
+	id, ok := exponential(nal[min(skip, len(nal)):])
+	if !ok {
+		return false, false
+	}
+	i, found := slices.BinarySearchFunc(*list, id, func(s parameterSet, id uint32) int { return int(s.id) - int(id) })
+	if found && bytes.Equal((*list)[i].nal, nal) {
+		return false, true
+	}
+	nal = bytes.Clone(nal) // it outlives its packet by far
+	switch {
+	case found:
+		(*list)[i].nal = nal
+	case len(*list) == maxParameterSets:
+		return false, false
+	default:
+		*list = slices.Insert(*list, i, parameterSet{id: id, nal: nal})
+	}
+	p.built = nil
+	return true, true
+}
+
+// complete tells whether there is one of each type.
+func (p *parameterSets) complete() bool { return len(p.sps) > 0 && len(p.pps) > 0 }
+
+// packets returns payloads that carry all of them: one STAP-A if they fit, else
+// one by one, each to be cut if it is too large. The result is shared.
+func (p *parameterSets) packets(mtu int) [][]byte {
+	if p.built != nil {
+		return p.built
+	}
+	size, ref := 1, byte(0)
+	all := slices.Concat(p.sps, p.pps)
+	for _, s := range all {
+		p.built = append(p.built, s.nal)
+		size += 2 + len(s.nal)
+		ref = max(ref, s.nal[0]&nalRef) // RFC 6184 §5.7: the greatest of all
+	}
+	if len(all) < 2 || size > mtu {
+		return p.built
+	}
+	stap := make([]byte, 0, size)
+	stap = append(stap, ref|nalSTAPA)
+	for _, s := range all {
+		stap = binary.BigEndian.AppendUint16(stap, uint16(len(s.nal)))
+		stap = append(stap, s.nal...)
+	}
+	p.built = [][]byte{stap}
+	return p.built
+}
+
+// maxExponential is the greatest id of a parameter set (H.264 §7.4.2).
+const maxExponential = 255
+
+// exponential reads the ue(v) that b begins with (H.264 §9.1). ok is false if
+// it is cut off or greater than 255.
+func exponential(b []byte) (v uint32, ok bool) {
+	bit := func(i int) uint32 { return uint32(b[i/8]>>(7-i%8)) & 1 }
+	zeros, bits := 0, 8*len(b)
+	for zeros < bits && bit(zeros) == 0 {
+		zeros++
+	}
+	if zeros > 8 || 2*zeros+1 > bits {
+		return 0, false
+	}
+	for i := zeros; i <= 2*zeros; i++ {
+		v = v<<1 | bit(i)
+	}
+	v--
+	return v, v <= maxExponential
+}
+
+// pictureSize reads the size of the picture from a sequence parameter set.
+func pictureSize(nal []byte) (width, height int, ok bool) {
+	var sps mch264.SPS
+	if err := sps.Unmarshal(nal); err != nil {
+		return 0, 0, false
+	}
+	width, height = sps.Width(), sps.Height()
+	return width, height, width > 0 && height > 0 && width <= maxPicture && height <= maxPicture
+}
+
+// maxPicture is the greatest side of a picture that is believed, in pixels:
+// level 6.2 allows no more (H.264 annex A.3.1).
+const maxPicture = 16_880

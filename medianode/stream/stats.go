@@ -1,0 +1,120 @@
+package stream
+
+import "time"
+
+// Stats are a stream's figures. Counters are since New unless they say
+// otherwise; rates are over the last second.
+type Stats struct {
+	Packets   int64 // RTP packets from the camera
+	Bytes     int64 // of these packets, headers included
+	Frames    int64 // access units of video
+	Keyframes int64 // access units that a decoder can start with
+	// Undecodable are IDR pictures that came before any parameter sets. They are
+	// passed on to whoever is watching already.
+	Undecodable int64
+
+	PacketsLost           int64 // missing in the camera's sequences
+	ConnectionPacketsLost int64 // the same since the last Publish
+	Discards              Discards
+	Drops                 Drops
+	Viewers               int // subscriptions
+
+	BitrateBPS       int64 // bits per second
+	PacketsPerSecond float64
+	FramesPerSecond  float64
+
+	Width, Height    int           // of the picture in pixels; 0: unknown
+	KeyframeInterval time.Duration // between the last two keyframes; 0: unknown
+}
+
+// Discards are packets that the camera sent and the stream did not take.
+type Discards struct {
+	Malformed         int64 // not the payload format, or empty
+	Late              int64 // after their successors, or again
+	Oversized         int64 // larger than the MTU and not to be cut
+	ParameterSets     int64 // parameter sets too many or too large to keep
+	UnsupportedFormat int64 // STAP-B, MTAP, FU-B: interleaved mode, which nobody negotiates
+}
+
+// Drops are packets that the stream did not give to subscriptions, one for each
+// subscription and packet.
+type Drops struct {
+	Overflow         int64 // the subscription's queue was full
+	AwaitingKeyframe int64 // the subscription could not start with them
+}
+
+// Stats returns the figures.
+func (s *Stream) Stats() Stats {
+	now := s.clock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := &s.meter
+	st := Stats{
+		Packets: m.packets, Bytes: m.bytes, Frames: m.frames, Keyframes: m.keyframes, Undecodable: m.undecodable,
+		PacketsLost: m.lost, ConnectionPacketsLost: m.connectionLost,
+		Discards: m.discards, Drops: m.drops, Viewers: len(s.subs),
+		Width: m.width, Height: m.height, KeyframeInterval: m.keyframeInterval,
+	}
+	packets, bytes, frames := m.lastSecond(now)
+	st.BitrateBPS = bytes * 8
+	st.PacketsPerSecond = float64(packets)
+	st.FramesPerSecond = float64(frames)
+	return st
+}
+
+// slotTime is the resolution of the rates; slots is more than a second's worth.
+const (
+	slotTime       = 100 * time.Millisecond
+	slotsPerSecond = int64(time.Second / slotTime)
+	slots          = 16
+)
+
+// meter counts. Guarded by Stream.mu.
+type meter struct {
+	packets, bytes, frames int64
+	keyframes, undecodable int64
+	lost, connectionLost   int64
+	discards               Discards
+	drops                  Drops
+	width, height          int
+	keyframeInterval       time.Duration
+	recent                 [slots]slot
+}
+
+// slot counts what came in one slotTime, the index-th since 1970.
+type slot struct{ index, packets, bytes, frames int64 }
+
+func (m *meter) slot(now time.Time) *slot {
+	index := now.UnixNano() / int64(slotTime)
+	s := &m.recent[uint64(index)%slots]
+	if s.index != index {
+		*s = slot{index: index}
+	}
+	return s
+}
+
+func (m *meter) packet(now time.Time, size int) {
+	m.packets++
+	m.bytes += int64(size)
+	s := m.slot(now)
+	s.packets++
+	s.bytes += int64(size)
+}
+
+func (m *meter) frame(now time.Time) {
+	m.frames++
+	m.slot(now).frames++
+}
+
+// lastSecond sums the slots of the second that ended with the last full slot.
+func (m *meter) lastSecond(now time.Time) (packets, bytes, frames int64) {
+	index := now.UnixNano() / int64(slotTime)
+	for _, s := range m.recent {
+		if s.index < index && s.index >= index-slotsPerSecond {
+			packets += s.packets
+			bytes += s.bytes
+			frames += s.frames
+		}
+	}
+	return packets, bytes, frames
+}

@@ -1,0 +1,267 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+
+	"fanlight/internal/fleet"
+)
+
+// SubscribeOptions bounds a subscription's queue. The zero value is good.
+type SubscribeOptions struct {
+	QueueBursts int // 0: 512
+	QueueBytes  int // of payload; 0: 4 MiB
+}
+
+// The defaults hold a second of video at 32 Mbit/s, 500 packets a second with
+// audio, or the largest keyframes that cameras send.
+const (
+	defaultQueueBursts = 512
+	defaultQueueBytes  = 4 << 20
+)
+
+// Subscription is one session's end of a stream. Next has one caller at a time;
+// the other methods may be called from any goroutine.
+type Subscription struct {
+	// Static after Subscribe.
+	stream    *Stream
+	maxBursts int
+	maxBytes  int
+	wake      chan struct{} // holds a token while there may be something for Next; never closed
+	index     int           // guarded by stream.mu; -1: no longer in stream.subs
+
+	mu      sync.Mutex // guards the rest; taken after stream.mu
+	queue   ring
+	bytes   int
+	status  *fleet.CameraStatus // not yet returned
+	held    bool                // video waits for a keyframe
+	mute    bool                // audio waits for the first keyframe
+	ended   error
+	dropped Drops
+}
+
+// Subscribe adds a subscription. Its first event is a StatusChange with what is
+// seen of the camera now; its first burst is the next keyframe. Audio is held
+// until then, unless the tracks published have no video. On a closed stream,
+// Next returns the error.
+//
+// The camera is not asked for a keyframe: see RequestKeyframe.
+func (s *Stream) Subscribe(opt SubscribeOptions) *Subscription {
+	sub := &Subscription{stream: s, maxBursts: opt.QueueBursts, maxBytes: opt.QueueBytes, wake: make(chan struct{}, 1), index: -1}
+	if sub.maxBursts <= 0 {
+		sub.maxBursts = defaultQueueBursts
+	}
+	if sub.maxBytes <= 0 {
+		sub.maxBytes = defaultQueueBytes
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed != nil {
+		sub.end(s.closed)
+		return sub
+	}
+	sub.gate(len(s.tracks) == 0 || s.hasVideo())
+	sub.mute = sub.held
+	sub.setStatus(s.status)
+	sub.index = len(s.subs)
+	s.subs = append(s.subs, sub)
+	return sub
+}
+
+func (s *Stream) hasVideo() bool {
+	for _, t := range s.tracks {
+		if t.Kind == Video {
+			return true
+		}
+	}
+	return false
+}
+
+// Next returns the next event: a StatusChange before bursts, bursts in order.
+// It blocks until there is one. The error is ctx's, the one that the stream was
+// closed with, or io.EOF after Close of the stream without one or of the
+// subscription.
+func (sub *Subscription) Next(ctx context.Context) (Event, error) {
+	for {
+		ev, err := sub.take()
+		if ev != nil || err != nil {
+			return ev, err
+		}
+		select {
+		case <-sub.wake:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("next event: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// take returns what is there, or neither event nor error.
+func (sub *Subscription) take() (Event, error) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	switch {
+	case sub.ended != nil:
+		return nil, sub.ended
+	case sub.status != nil:
+		ev := StatusChange{Status: *sub.status}
+		sub.status = nil
+		return ev, nil
+	case sub.queue.len() > 0:
+		b := sub.queue.pop()
+		sub.bytes -= b.bytes
+		return b, nil
+	}
+	return nil, nil
+}
+
+// Dropped returns how many packets this subscription did not get, by reason.
+func (sub *Subscription) Dropped() Drops {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	return sub.dropped
+}
+
+// Close ends the subscription; Next returns io.EOF. A second Close has no
+// effect.
+func (sub *Subscription) Close() {
+	s := sub.stream
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := sub.index; i >= 0 {
+		last := len(s.subs) - 1
+		s.subs[i] = s.subs[last]
+		s.subs[i].index = i
+		s.subs[last] = nil
+		s.subs = s.subs[:last]
+		sub.index = -1
+	}
+	sub.end(io.EOF)
+}
+
+// push queues a burst. When the queue is full it drops the oldest: up to the
+// newest keyframe that is queued, or all, and then waits for the next one.
+// The caller holds stream.mu.
+func (sub *Subscription) push(b *Burst) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	if b.Keyframe {
+		sub.held, sub.mute = false, false
+	}
+	if (b.Kind == Video && sub.held) || (b.Kind == Audio && sub.mute) {
+		sub.drop(b, &sub.dropped.AwaitingKeyframe, &sub.stream.meter.drops.AwaitingKeyframe)
+		return
+	}
+	if sub.full(b) && sub.queue.len() > 0 {
+		sub.skip(b.Keyframe)
+	}
+	if (b.Kind == Video && sub.held) || sub.full(b) {
+		sub.held = sub.held || b.Kind == Video
+		sub.drop(b, &sub.dropped.Overflow, &sub.stream.meter.drops.Overflow)
+		return
+	}
+	sub.queue.push(b)
+	sub.bytes += b.bytes
+	sub.signal()
+}
+
+// full tells whether the burst has no room.
+func (sub *Subscription) full(b *Burst) bool {
+	return sub.queue.len() >= sub.maxBursts || sub.bytes+b.bytes > sub.maxBytes
+}
+
+// skip drops what is queued up to the newest keyframe, if that is not the
+// oldest burst anyway; otherwise all. next tells that a keyframe is about to be
+// queued.
+func (sub *Subscription) skip(next bool) {
+	keep := 0
+	if !next {
+		for i := sub.queue.len() - 1; i > 0 && keep == 0; i-- {
+			if sub.queue.at(i).Keyframe {
+				keep = sub.queue.len() - i
+			}
+		}
+	}
+	video := false
+	for sub.queue.len() > keep {
+		b := sub.queue.pop()
+		sub.bytes -= b.bytes
+		video = video || b.Kind == Video
+		sub.drop(b, &sub.dropped.Overflow, &sub.stream.meter.drops.Overflow)
+	}
+	if video && keep == 0 && !next {
+		sub.held = true
+	}
+}
+
+// drop counts a burst that the subscription does not get, in its own counter
+// and in the stream's.
+func (sub *Subscription) drop(b *Burst, own, total *int64) {
+	*own += int64(len(b.Packets))
+	*total += int64(len(b.Packets))
+}
+
+// gate makes video wait for a keyframe. If there is no video at all, nothing
+// waits.
+func (sub *Subscription) gate(video bool) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	sub.held = video
+	sub.mute = sub.mute && video
+}
+
+func (sub *Subscription) setStatus(status fleet.CameraStatus) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	sub.status = &status
+	sub.signal()
+}
+
+func (sub *Subscription) end(err error) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	if sub.ended == nil {
+		sub.ended = err
+	}
+	sub.queue, sub.bytes = ring{}, 0
+	sub.signal()
+}
+
+func (sub *Subscription) signal() {
+	select {
+	case sub.wake <- struct{}{}:
+	default:
+	}
+}
+
+// ring is a queue of bursts that grows as needed.
+type ring struct {
+	buf         []*Burst // its length is a power of two
+	head, count int
+}
+
+func (r *ring) len() int { return r.count }
+
+// at returns the burst that i others are before.
+func (r *ring) at(i int) *Burst { return r.buf[(r.head+i)&(len(r.buf)-1)] }
+
+func (r *ring) push(b *Burst) {
+	if r.count == len(r.buf) {
+		grown := make([]*Burst, max(8, 2*len(r.buf)))
+		for i := range r.count {
+			grown[i] = r.at(i)
+		}
+		r.buf, r.head = grown, 0
+	}
+	r.buf[(r.head+r.count)&(len(r.buf)-1)] = b
+	r.count++
+}
+
+func (r *ring) pop() *Burst {
+	b := r.buf[r.head]
+	r.buf[r.head] = nil
+	r.head = (r.head + 1) & (len(r.buf) - 1)
+	r.count--
+	return b
+}
