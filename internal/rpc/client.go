@@ -36,14 +36,18 @@ type Dialer struct {
 	// TLS has the roots of the servers, and for mutual TLS the client's
 	// certificate. nil: plaintext.
 	TLS *tls.Config
-	// Token is an operator's bearer token. Empty: none. Without TLS it is sent
-	// to loopback only, unless InsecureToken is true.
-	Token         string
-	InsecureToken bool
+	// Insecure allows plaintext to other machines; without it, and without TLS,
+	// only loopback is dialled.
+	Insecure bool
+	// Token is an operator's bearer token. Empty: none.
+	Token string
 	// Pipe is dialled in place of its own address. nil: none.
 	Pipe *Pipe
 	Log  *slog.Logger // nil: no log
 }
+
+// ErrPlaintext is why an address is not dialled.
+var ErrPlaintext = errors.New("another machine is not dialled without TLS")
 
 // Dial returns a connection to the server at any of the addresses, host:port,
 // of which one is connected at a time: another when that one is lost. A
@@ -51,7 +55,7 @@ type Dialer struct {
 // The order is random, so that clients spread over the servers.
 //
 // Dial does not wait for the connection; calls made before there is one fail
-// with [fleet.Unavailable], or wait with grpc.WaitForReady(true). The caller
+// with fleet.Unavailable, or wait with grpc.WaitForReady(true). The caller
 // closes it.
 func (d *Dialer) Dial(addrs ...string) (*grpc.ClientConn, error) {
 	if len(addrs) == 0 {
@@ -73,10 +77,10 @@ func (d *Dialer) Dial(addrs ...string) (*grpc.ClientConn, error) {
 		creds = credentials.NewTLS(d.TLS)
 	}
 	opts = append(opts, grpc.WithTransportCredentials(creds), grpc.WithContextDialer(dialTCP))
+	if d.TLS == nil && !d.Insecure && slices.ContainsFunc(addrs, notLoopback) {
+		return nil, fmt.Errorf("dial %s: %w", strings.Join(addrs, ", "), ErrPlaintext)
+	}
 	if d.Token != "" {
-		if d.TLS == nil && !d.InsecureToken && slices.ContainsFunc(addrs, notLoopback) {
-			return nil, fmt.Errorf("dial %s: a token is not sent in clear to another machine; use TLS", strings.Join(addrs, ", "))
-		}
 		opts = append(opts, grpc.WithPerRPCCredentials(bearer(d.Token)))
 	}
 	if len(addrs) == 1 {
@@ -132,8 +136,8 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 	return map[string]string{"authorization": "Bearer " + string(b)}, nil
 }
 
-// RequireTransportSecurity is false because Dial has already refused to send
-// the token in clear to another machine.
+// RequireTransportSecurity is false because Dial has already refused to dial
+// another machine in clear.
 func (bearer) RequireTransportSecurity() bool { return false }
 
 // dialTCP connects to a server that is known to ping.

@@ -61,6 +61,15 @@ var errorCodes = map[fleet.Error]codes.Code{
 	fleet.RateLimited:        codes.ResourceExhausted,
 	fleet.TokenExpired:       codes.Unauthenticated,
 	fleet.CameraForbidden:    codes.PermissionDenied,
+	fleet.SlowReader:         codes.ResourceExhausted,
+	fleet.GatewayStopping:    codes.Unavailable,
+
+	fleet.OriginForbidden:      codes.PermissionDenied,
+	fleet.PathNotFound:         codes.NotFound,
+	fleet.MethodNotAllowed:     codes.Unimplemented,
+	fleet.UnsupportedMediaType: codes.InvalidArgument,
+	fleet.PreconditionFailed:   codes.FailedPrecondition,
+	fleet.ProtocolUnsupported:  codes.InvalidArgument,
 }
 
 // Code returns the gRPC code of a reason; Internal for one that is unknown.
