@@ -1,0 +1,97 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+
+	"fanlight/internal/fleet"
+)
+
+// errNotLeader is what a leader's write ends with when it no longer leads.
+var errNotLeader = fmt.Errorf("another replica leads: %w", fleet.Unavailable)
+
+// Leader is a replica's leadership. Writes made under it are refused once it is
+// lost, whether or not the replica has noticed.
+type Leader struct {
+	session *concurrency.Session
+	key     string
+
+	// Revision is that of the candidacy. Every assignment of earlier leaders is
+	// older than the revision at which this leader's first write is made.
+	Revision int64
+}
+
+// Campaign waits until the replica leads, or ctx ends. name is the replica's,
+// different from every other's: a candidacy of the same name is one from before
+// a restart, and is withdrawn at once instead of being waited for. ttl is how
+// long others wait for a leader that vanishes.
+//
+// Resign must be called on the Leader.
+func (s *Store) Campaign(ctx context.Context, name string, ttl time.Duration) (*Leader, error) {
+	if err := s.withdraw(ctx, name); err != nil {
+		return nil, fmt.Errorf("campaign: %w", err)
+	}
+	grant, cancel := s.call(ctx)
+	lease, err := s.client.Grant(grant, seconds(ttl))
+	cancel()
+	if err != nil {
+		return nil, fmt.Errorf("campaign: grant a lease: %w", unavailable(err))
+	}
+	session, err := concurrency.NewSession(s.client, concurrency.WithLease(lease.ID), concurrency.WithTTL(int(lease.TTL)))
+	if err != nil {
+		return nil, fmt.Errorf("campaign: %w", unavailable(err))
+	}
+	election := concurrency.NewElection(session, s.prefix+electionKey)
+	waiting, stop := context.WithCancel(ctx)
+	lost := context.AfterFunc(ctx, stop)
+	done := make(chan struct{})
+	go func() { // ends the campaign when its lease does
+		defer close(done)
+		select {
+		case <-session.Done():
+			stop()
+		case <-waiting.Done():
+		}
+	}()
+	err = election.Campaign(waiting, name)
+	lost()
+	stop()
+	<-done
+	if err != nil {
+		closeSession(session)
+		return nil, fmt.Errorf("campaign: %w", unavailable(err))
+	}
+	return &Leader{session: session, key: election.Key(), Revision: election.Rev()}, nil
+}
+
+// withdraw ends candidacies of a name.
+func (s *Store) withdraw(ctx context.Context, name string) error {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	resp, err := s.client.Get(ctx, s.prefix+electionKey+"/", clientv3.WithPrefix())
+	if err != nil {
+		return fmt.Errorf("read candidacies: %w", unavailable(err))
+	}
+	for _, kv := range resp.Kvs {
+		if string(kv.GetValue()) != name {
+			continue
+		}
+		if _, err := s.client.Delete(ctx, string(kv.GetKey())); err != nil {
+			return fmt.Errorf("withdraw a candidacy: %w", unavailable(err))
+		}
+	}
+	return nil
+}
+
+// Done is closed when the leadership's lease is lost.
+func (l *Leader) Done() <-chan struct{} { return l.session.Done() }
+
+// Resign ends the leadership, so that another replica can lead at once.
+func (l *Leader) Resign() { closeSession(l.session) }
+
+// closeSession revokes the session's lease; if that fails, it runs out.
+func closeSession(s *concurrency.Session) { _ = s.Close() }

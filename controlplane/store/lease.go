@@ -1,0 +1,110 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	controlv1 "fanlight/proto/fanlight/control/v1"
+
+	"fanlight/internal/fleet"
+)
+
+// ErrSuperseded says that a node's key has come under another lease: the node
+// has registered anew, here or at another replica.
+var ErrSuperseded = errors.New("the node has registered anew")
+
+// Lease is the proof that a node is alive: the node's key goes with it.
+type Lease struct {
+	store *Store
+	id    clientv3.LeaseID
+	// TTL is how long it lives after the last renewal. Etcd may have granted more
+	// than was asked for.
+	TTL time.Duration
+}
+
+// Grant makes a lease. ttl is rounded up to a second.
+func (s *Store) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
+	ctx, cancel := s.call(ctx)
+	defer cancel()
+	resp, err := s.client.Grant(ctx, seconds(ttl))
+	if err != nil {
+		return nil, fmt.Errorf("grant a lease: %w", unavailable(err))
+	}
+	return &Lease{store: s, id: resp.ID, TTL: time.Duration(resp.TTL) * time.Second}, nil
+}
+
+func seconds(d time.Duration) int64 {
+	return max(1, int64((d+time.Second-1)/time.Second))
+}
+
+// ID identifies the lease: a node's key has it in its Lease.
+func (l *Lease) ID() int64 { return int64(l.id) }
+
+// Renew renews the lease until ctx ends, and returns nil; or until it is lost,
+// and returns an error.
+func (l *Lease) Renew(ctx context.Context) error {
+	alive, err := l.store.client.KeepAlive(ctx, l.id)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("renew lease %x: %w", l.ID(), unavailable(err))
+	}
+	for range alive { // closed by the client
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("lease %x ran out: %w", l.ID(), fleet.Unavailable)
+}
+
+// Revoke ends the lease, and with it the node's key if it still goes with it.
+// An error means that the lease will run out by itself.
+func (l *Lease) Revoke(ctx context.Context) error {
+	ctx, cancel := l.store.call(ctx)
+	defer cancel()
+	if _, err := l.store.client.Revoke(ctx, l.id); err != nil {
+		return fmt.Errorf("revoke lease %x: %w", l.ID(), unavailable(err))
+	}
+	return nil
+}
+
+// Register stores a node under the lease, whatever lease it was under before,
+// and returns the revision. State, drain and assigned_cameras are not stored.
+func (l *Lease) Register(ctx context.Context, id fleet.NodeID, n *controlv1.Node) (int64, error) {
+	value, err := encode(cleanNode(n))
+	if err != nil {
+		return 0, err
+	}
+	put := clientv3.OpPut(l.store.nodeKey(id), value, clientv3.WithLease(l.id))
+	resp, err := l.store.txn(ctx, clientv3.OpTxn(nil, []clientv3.Op{put}, nil))
+	if err != nil {
+		return 0, fmt.Errorf("register node %q: %w", id, err)
+	}
+	return resp.Header.GetRevision(), nil
+}
+
+// Update stores a node that is under the lease. The error wraps
+// [ErrSuperseded] if it is under another, or gone.
+func (l *Lease) Update(ctx context.Context, id fleet.NodeID, n *controlv1.Node) (int64, error) {
+	value, err := encode(cleanNode(n))
+	if err != nil {
+		return 0, err
+	}
+	key := l.store.nodeKey(id)
+	revs, err := l.store.commit(ctx, nil, []write{{
+		holds: clientv3.Compare(clientv3.LeaseValue(key), "=", l.id),
+		op:    clientv3.OpPut(key, value, clientv3.WithLease(l.id)),
+	}})
+	if err != nil {
+		return 0, fmt.Errorf("update node %q: %w", id, err)
+	}
+	if revs[0] == 0 {
+		return 0, fmt.Errorf("update node %q: %w", id, ErrSuperseded)
+	}
+	return revs[0], nil
+}
