@@ -1,0 +1,283 @@
+// One websocket to a gateway, shared by all the players of a page that use the
+// same gateway and token, each with its sessions on it. It reconnects by
+// itself for as long as it has members. A lost websocket ends its sessions on
+// the gateway's side: members begin new ones when it is back.
+
+import { Backoff } from "./backoff.ts";
+import { isTokenReason } from "./messages.ts";
+import {
+  type ClientMessage,
+  type ErrorMessage,
+  PROTOCOL,
+  parseServerMessage,
+  protocols,
+  type SessionMessage,
+  type Welcome,
+  websocketURL,
+} from "./wire.ts";
+
+/** A viewer's token, or what gets one; empty: none. Asked anew for every attempt to connect. */
+export type Token = string | (() => string | Promise<string>);
+
+/** Why there is no connection. */
+export interface Trouble {
+  reason: string;
+  message: string;
+  /** When the next attempt begins, milliseconds since the epoch. */
+  retryAt: number | undefined;
+}
+
+/** What uses a connection. */
+export interface Member {
+  /** The gateway is ready for sessions. */
+  connected(welcome: Welcome): void;
+  /** The connection was lost, or an attempt failed: sessions are over. */
+  disconnected(trouble: Trouble): void;
+}
+
+/** What a session gets from the gateway. */
+export type SessionHandler = (message: SessionMessage | ErrorMessage) => void;
+
+/** The part of WebSocket that is used. */
+export interface Socket {
+  readonly readyState: number;
+  onopen: ((event: Event) => void) | null;
+  onmessage: ((event: MessageEvent) => void) | null;
+  onclose: ((event: CloseEvent) => void) | null;
+  send(data: string): void;
+  close(code?: number, reason?: string): void;
+}
+
+export interface ConnectionOptions {
+  /** The gateway's base address. */
+  gateway: URL;
+  token: Token;
+  /** Opens a websocket. Default: WebSocket. */
+  open?: (url: URL, protocols: string[]) => Socket;
+  /** Finds out why the gateway refused a websocket, which the browser does not say. Default: asks its HTTP API. */
+  probe?: (gateway: URL, token: string) => Promise<string>;
+  /** Called when the last member has left and the websocket is closed. */
+  onUnused?: () => void;
+  random?: () => number;
+}
+
+/** The gateway has so long to say welcome, milliseconds. */
+const WELCOME_TIMEOUT = 10_000;
+/** A connection that lasted so long was a good one: the next wait is short. */
+const STABLE_AFTER = 5_000;
+/** The websocket outlives its last member by so long, for scrolling and page changes. */
+const LINGER = 3_000;
+/** A token that was refused is tried again so rarely. */
+const REFUSED_WAIT = 30_000;
+/** WebSocket.OPEN */
+const OPEN = 1;
+
+export class Connection {
+  readonly gateway: URL;
+  readonly #token: Token;
+  readonly #open: (url: URL, protocols: string[]) => Socket;
+  readonly #probe: (gateway: URL, token: string) => Promise<string>;
+  readonly #onUnused: () => void;
+  readonly #backoff: Backoff;
+
+  readonly #members = new Set<Member>();
+  readonly #sessions = new Map<string, SessionHandler>();
+  #lastSession = 0;
+
+  #socket: Socket | undefined;
+  #welcome: Welcome | undefined;
+  #welcomedAt = 0;
+  #trouble: Trouble | undefined;
+  /** What the gateway said of the connection before it closed it. */
+  #said: ErrorMessage | undefined;
+  /** Counts attempts, so that what an older one still brings is ignored. */
+  #attempt = 0;
+  #attempting = false;
+  #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #welcomeTimer: ReturnType<typeof setTimeout> | undefined;
+  #lingerTimer: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(options: ConnectionOptions) {
+    this.gateway = options.gateway;
+    this.#token = options.token;
+    this.#open = options.open ?? ((url, names) => new WebSocket(url, names));
+    this.#probe = options.probe ?? probe;
+    this.#onUnused = options.onUnused ?? (() => {});
+    this.#backoff = new Backoff({ min: 500, max: 15_000, ...(options.random && { random: options.random }) });
+  }
+
+  /** What the gateway said at the beginning; undefined: not connected. */
+  get welcome(): Welcome | undefined {
+    return this.#welcome;
+  }
+
+  /** Why there is no connection; undefined: connected, or the first attempt is under way. */
+  get trouble(): Trouble | undefined {
+    return this.#trouble;
+  }
+
+  /** Adds a member. It hears of the connection at once if there is one. */
+  join(member: Member): void {
+    this.#members.add(member);
+    clearTimeout(this.#lingerTimer);
+    this.#lingerTimer = undefined;
+    if (this.#welcome) member.connected(this.#welcome);
+    else if (this.#trouble) member.disconnected(this.#trouble);
+    else if (!this.#attempting) void this.#connect();
+  }
+
+  /** Removes a member, which hears nothing more. Its sessions are its own to release. */
+  leave(member: Member): void {
+    if (!this.#members.delete(member) || this.#members.size > 0) return;
+    this.#lingerTimer = setTimeout(() => this.#close(), LINGER);
+  }
+
+  /** Returns the id of a new session, whose messages go to the handler. */
+  claim(handler: SessionHandler): string {
+    const id = `s${++this.#lastSession}`;
+    this.#sessions.set(id, handler);
+    return id;
+  }
+
+  /** Forgets a session, which hears nothing more. */
+  release(id: string): void {
+    this.#sessions.delete(id);
+  }
+
+  /** Sends a message. False: there is no connection, and it is lost. */
+  send(message: ClientMessage): boolean {
+    if (!this.#welcome || this.#socket?.readyState !== OPEN) return false;
+    this.#socket.send(JSON.stringify(message));
+    return true;
+  }
+
+  /** A connection that looks well is of no use, because the gateway does not answer or the token has expired: begins a new one. */
+  renew(reason: string): void {
+    if (this.#welcome) this.#drop(reason, "");
+  }
+
+  /** Makes the next attempt now, because there is reason for hope: the network is back, the page is shown. */
+  retryNow(): void {
+    if (this.#retryTimer === undefined) return;
+    void this.#connect();
+  }
+
+  async #connect(): Promise<void> {
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = undefined;
+    const attempt = ++this.#attempt;
+    this.#attempting = true;
+    this.#said = undefined;
+    let token = "";
+    let socket: Socket;
+    try {
+      token = typeof this.#token === "function" ? await this.#token() : this.#token;
+      if (attempt !== this.#attempt) return;
+      socket = this.#open(websocketURL(this.gateway), protocols(token));
+    } catch (error) {
+      if (attempt !== this.#attempt) return;
+      this.#failed("unauthenticated", error instanceof Error ? error.message : "");
+      return;
+    }
+    this.#socket = socket;
+    this.#welcomeTimer = setTimeout(() => this.#drop("no_answer", ""), WELCOME_TIMEOUT);
+    socket.onmessage = (event) => {
+      if (attempt === this.#attempt) this.#received(event.data);
+    };
+    socket.onclose = (event) => {
+      if (attempt === this.#attempt) void this.#closed(attempt, token, event);
+    };
+  }
+
+  #received(data: unknown): void {
+    const message = parseServerMessage(data);
+    if (!message) return;
+    if (message.type === "welcome") {
+      if (this.#welcome || message.protocol !== PROTOCOL) return;
+      clearTimeout(this.#welcomeTimer);
+      this.#welcome = message;
+      this.#welcomedAt = Date.now();
+      this.#trouble = undefined;
+      this.#attempting = false;
+      for (const member of [...this.#members]) member.connected(message);
+      return;
+    }
+    if (message.type !== "error") this.#sessions.get(message.session)?.(message);
+    else if (message.session === undefined) this.#said = message;
+    else this.#sessions.get(message.session)?.(message);
+  }
+
+  /** The gateway or the network closed the websocket. */
+  async #closed(attempt: number, token: string, event: CloseEvent): Promise<void> {
+    const welcomed = this.#welcome !== undefined;
+    this.#detach();
+    if (this.#said) {
+      this.#failed(this.#said.reason, this.#said.message);
+    } else if (welcomed) {
+      this.#failed("gateway_lost", event.reason ?? "");
+    } else {
+      const reason = await this.#probe(this.gateway, token);
+      if (attempt === this.#attempt) this.#failed(reason, "");
+    }
+  }
+
+  /** This side gives the websocket up. */
+  #drop(reason: string, message: string): void {
+    const socket = this.#socket;
+    this.#detach();
+    socket?.close();
+    this.#failed(reason, message);
+  }
+
+  /** Forgets the websocket, whatever becomes of it. */
+  #detach(): void {
+    clearTimeout(this.#welcomeTimer);
+    if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
+    this.#socket = undefined;
+    if (this.#welcome && Date.now() - this.#welcomedAt >= STABLE_AFTER) this.#backoff.reset();
+    this.#welcome = undefined;
+  }
+
+  #failed(reason: string, message: string): void {
+    this.#attempt++;
+    this.#attempting = false;
+    const refused = isTokenReason(reason) && typeof this.#token === "string";
+    const wait = refused ? REFUSED_WAIT : this.#backoff.next();
+    this.#trouble = { reason, message, retryAt: Date.now() + wait };
+    this.#retryTimer = setTimeout(() => void this.#connect(), wait);
+    for (const member of [...this.#members]) member.disconnected(this.#trouble);
+  }
+
+  /** Ends everything: nobody is left. */
+  #close(): void {
+    this.#lingerTimer = undefined;
+    this.#attempt++;
+    this.#attempting = false;
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = undefined;
+    const socket = this.#socket;
+    this.#detach();
+    socket?.close(1000);
+    this.#trouble = undefined;
+    this.#sessions.clear();
+    this.#onUnused();
+  }
+}
+
+/** Asks the gateway's HTTP API, which answers in words where a refused websocket has none. Never rejects. */
+export async function probe(gateway: URL, token: string, get: typeof fetch = fetch): Promise<string> {
+  try {
+    const response = await get(new URL("v1/cameras?page_size=1", gateway), {
+      headers: token === "" ? {} : { Authorization: `Bearer ${token}` },
+      cache: "no-store",
+      signal: AbortSignal.timeout(5_000),
+    });
+    if (response.status === 401) return "unauthenticated";
+    if (response.status === 403) return "permission_denied";
+    if (response.status === 429) return "rate_limited";
+    // The API works and the websocket does not: a proxy that knows no websocket, or the page's origin.
+    return response.ok ? "page_forbidden" : "unavailable";
+  } catch {
+    return "gateway_unreachable";
+  }
+}
