@@ -1,0 +1,372 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bluenviron/gortsplib/v5"
+	"github.com/bluenviron/gortsplib/v5/pkg/base"
+	"github.com/bluenviron/gortsplib/v5/pkg/description"
+	"github.com/bluenviron/gortsplib/v5/pkg/headers"
+	"github.com/bluenviron/gortsplib/v5/pkg/liberrors"
+	"github.com/pion/rtcp"
+	"github.com/pion/rtp"
+
+	"fanlight/internal/fleet"
+	"fanlight/medianode/stream"
+)
+
+// connection is one RTSP connection. Its callbacks are called from gortsplib's
+// goroutines: hooks of requests from one, packets of each track from one.
+type connection struct {
+	// Static after newConnection.
+	source    *Source
+	url       *base.URL
+	transport fleet.Transport
+	client    *gortsplib.Client
+	start     time.Time
+
+	// Owned by Run's goroutine.
+	writer *stream.Writer // nil: not published
+
+	// Owned by the client's goroutine for requests; read by Run's after a request.
+	local    net.Addr   // of the TCP connection
+	remote   netip.Addr // of the TCP connection
+	location string     // where the camera redirects to
+
+	// Owned by the goroutine of the video's packets after Play.
+	sizeKnown bool
+
+	lastVideo atomic.Int64  // nanoseconds after start
+	videoSSRC atomic.Uint32 // of the last packet
+	firstOnce sync.Once
+	first     chan struct{}           // closed at the first packet of video
+	size      chan [2]int             // gets the picture's width and height when the SDP did not tell
+	broken    chan *failure           // gets what ends the connection besides gortsplib; one
+	problem   atomic.Pointer[failure] // the same, for those who don't wait
+}
+
+func newConnection(s *Source, u *base.URL, t fleet.Transport) *connection {
+	c := &connection{
+		source: s, url: u, transport: t, start: time.Now(),
+		first: make(chan struct{}), size: make(chan [2]int, 1), broken: make(chan *failure, 1),
+	}
+	protocol := gortsplib.ProtocolTCP
+	switch t {
+	case fleet.TransportUDP:
+		protocol = gortsplib.ProtocolUDP
+	case fleet.TransportMulticast:
+		protocol = gortsplib.ProtocolUDPMulticast
+	}
+	timeouts := s.cfg.Timeouts
+	c.client = &gortsplib.Client{
+		Scheme:       u.Scheme,
+		Host:         u.Host,
+		Protocol:     &protocol,
+		ReadTimeout:  timeouts.Request,
+		WriteTimeout: min(timeouts.Request, 3*time.Second), // Run's end waits for a TEARDOWN to be written
+		// The watchdog is ours: it knows video from audio.
+		InitialUDPReadTimeout: timeouts.Media + timeouts.UDP + time.Second,
+		UserAgent:             "Fanlight",
+		DialContext:           c.dial,
+		DialTLSContext:        c.dialTLS,
+		ListenPacket:          c.listenPacket,
+		ResolveIPAddr: func(_, host string) (*net.IPAddr, error) {
+			return nil, fmt.Errorf("the camera names %q for media: only addresses are taken", quote(host))
+		},
+		OnResponse:        func(res *base.Response) { c.guard(func() { c.onResponse(res) }) },
+		OnTransportSwitch: func(error) {},
+		OnPacketsLost:     func(n uint64) { s.counters.lost.Add(int64(min(n, 1<<16))) },
+		OnDecodeError:     func(error) { s.counters.malformed.Add(1) },
+	}
+	return c
+}
+
+// failure explains an error of the client's.
+func (c *connection) failure(err error) *failure {
+	if f := c.problem.Load(); f != nil {
+		return f
+	}
+	if c.location != "" {
+		return &failure{reason: fleet.ReasonProtocolError, message: "the camera redirects", err: &redirectError{c.location}}
+	}
+	return classify(err, hostPort(c.url), c.source.cfg.Credentials)
+}
+
+// hostPort is what messages say of a URL.
+func hostPort(u *base.URL) string {
+	if u.Port() != "" {
+		return quote(u.Host)
+	}
+	port := "554"
+	if u.Scheme == "rtsps" {
+		port = "322"
+	}
+	return quote(net.JoinHostPort(u.Hostname(), port))
+}
+
+// fail ends the connection from a callback. The first failure counts.
+func (c *connection) fail(f *failure) {
+	if c.problem.CompareAndSwap(nil, f) {
+		c.broken <- f
+	}
+}
+
+// guard keeps a panic in a callback from ending the process: it ends the
+// connection.
+func (c *connection) guard(callback func()) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.source.counters.panics.Add(1)
+			c.source.log.Error("panic while handling what a camera sent", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			c.fail(failed(fleet.ReasonProtocolError, "what the camera sent could not be handled: this is a fault of Fanlight's, please report it"))
+		}
+	}()
+	callback()
+}
+
+func (c *connection) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := c.source.dial(ctx, network, address)
+	return c.dialled(conn, err)
+}
+
+func (c *connection) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := c.source.dialTLS(ctx, network, address)
+	return c.dialled(conn, err)
+}
+
+func (c *connection) dialled(conn net.Conn, err error) (net.Conn, error) {
+	if err != nil {
+		return nil, err
+	}
+	c.local = conn.LocalAddr()
+	if remote, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		c.remote = remote.AddrPort().Addr().Unmap()
+	}
+	return conn, nil
+}
+
+// listenPacket opens a UDP socket on the address that the camera is reached
+// from, not on all of them, and with room for a large keyframe.
+func (c *connection) listenPacket(network, address string) (net.PacketConn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if local, ok := c.local.(*net.TCPAddr); ok && err == nil && host == "" {
+		address = net.JoinHostPort(local.AddrPort().Addr().Unmap().String(), port)
+	}
+	conn, err := net.ListenPacket(network, address)
+	if err != nil {
+		return nil, err
+	}
+	if udp, ok := conn.(*net.UDPConn); ok {
+		_ = udp.SetReadBuffer(1 << 20) // the system may allow less, which does for most cameras
+	}
+	return conn, nil
+}
+
+// onResponse changes responses before gortsplib acts on them.
+func (c *connection) onResponse(res *base.Response) {
+	// Redirects are followed by connect, by its rules.
+	if location := res.Header["Location"]; res.StatusCode >= 300 && res.StatusCode < 400 && len(location) > 0 {
+		c.location = location[0]
+		delete(res.Header, "Location")
+	}
+	// Media may come from, and RTCP go to, another address only where that was
+	// allowed by name; an address that is not the camera's is otherwise more
+	// likely that of a camera behind address translation, or an attack.
+	var transport headers.Transport
+	if v := res.Header["Transport"]; len(v) > 0 && transport.Unmarshal(v) == nil && transport.Source2 != nil && !c.sourceAllowed(*transport.Source2) {
+		transport.Source2 = nil
+		res.Header["Transport"] = transport.Marshal()
+	}
+	if len(res.Body) > 0 && res.StatusCode == base.StatusOK {
+		res.Body = repairSDP(res.Body)
+	}
+}
+
+func (c *connection) sourceAllowed(source string) bool {
+	addr, err := netip.ParseAddr(source)
+	return err == nil && (addr.Unmap().WithZone("") == c.remote.WithZone("") || c.source.inNetworks(addr))
+}
+
+// open asks for the tracks, sets them up, publishes them and plays.
+func (c *connection) open() error {
+	s := c.source
+	desc, _, err := c.client.Describe(c.url)
+	if err != nil {
+		if errors.As(err, &liberrors.ErrClientSDPInvalid{}) {
+			return &failure{
+				reason: fleet.ReasonProtocolError, err: err,
+				message: "the camera's description of its stream (SDP) cannot be read: " + quote(err.Error()),
+			}
+		}
+		return err
+	}
+	s.backoff.admitted()
+	tracks, statuses, problem := chooseTracks(desc)
+	s.profile.Tracks = statuses
+	if problem != nil {
+		return problem
+	}
+	c.sizeKnown = statuses[0].Width > 0
+	if tracks, err = c.setup(desc, tracks); err != nil {
+		return err
+	}
+
+	var published []stream.Track
+	for _, t := range tracks {
+		published = append(published, t.track)
+	}
+	if c.writer, err = s.cfg.Stream.Publish(published); err != nil {
+		return &failure{reason: fleet.ReasonProtocolError, message: "the stream cannot be passed on", err: err}
+	}
+	for i, t := range tracks {
+		c.receive(i, t)
+	}
+	if _, err := c.client.Play(nil); err != nil {
+		return err
+	}
+	s.counters.plays.Add(1)
+	c.writer.OnKeyframeRequest(func() { c.guard(func() { c.requestKeyframe(tracks[0].media) }) })
+	return nil
+}
+
+// setup sets the tracks up. It returns those that were: audio that the camera
+// refuses is left out.
+func (c *connection) setup(desc *description.Session, tracks []track) ([]track, error) {
+	var done []track
+	for i, t := range tracks {
+		// gortsplib would not survive a control attribute that makes no URL.
+		if u, err := t.media.URL(desc.BaseURL); err != nil || u == nil {
+			return nil, failed(fleet.ReasonProtocolError, "the camera's description of its stream (SDP) has a control attribute that is no URL")
+		}
+		if c.url.Scheme == "rtsps" && c.transport != fleet.TransportTCP && t.media.Profile != headers.TransportProfileSAVP {
+			return nil, failed(fleet.ReasonTransportUnsupported, "the camera would send unencrypted media over "+c.transport.String()+": set transport to tcp or auto")
+		}
+		_, err := c.client.Setup(desc.BaseURL, t.media, 0, 0)
+		if i > 0 && errors.As(err, &liberrors.ErrClientBadStatusCode{}) {
+			for j := range c.source.profile.Tracks {
+				if status := &c.source.profile.Tracks[j]; status.Codec == t.track.Codec && status.UnsupportedReason == "" {
+					status.UnsupportedReason = "the camera refused to set it up"
+				}
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		done = append(done, t)
+	}
+	return done, nil
+}
+
+// receive passes a track's packets on to the stream.
+func (c *connection) receive(index int, t track) {
+	w := c.writer
+	handle := func(p *rtp.Packet) { w.WriteRTP(index, p) }
+	if t.track.Kind == stream.Video {
+		handle = func(p *rtp.Packet) {
+			c.onVideo(p)
+			w.WriteRTP(index, p)
+		}
+	}
+	c.client.OnPacketRTP(t.media, t.format, func(p *rtp.Packet) { c.guard(func() { handle(p) }) })
+	c.client.OnPacketRTCP(t.media, func(p rtcp.Packet) {
+		if report, ok := p.(*rtcp.SenderReport); ok && report.NTPTime != 0 {
+			c.guard(func() { w.WriteSenderReport(index, ntpTime(report.NTPTime), report.RTPTime) })
+		}
+	})
+}
+
+// onVideo notes what the watchdog and the status need.
+func (c *connection) onVideo(p *rtp.Packet) {
+	if hook := c.source.onVideo; hook != nil {
+		hook()
+	}
+	c.lastVideo.Store(int64(time.Since(c.start)))
+	c.videoSSRC.Store(p.SSRC)
+	c.firstOnce.Do(func() { close(c.first) })
+	if c.sizeKnown {
+		return
+	}
+	if width, height := pictureSize(findSPS(p.Payload)); width > 0 {
+		c.sizeKnown = true
+		c.size <- [2]int{width, height}
+	}
+}
+
+// requestKeyframe sends a picture loss indication (RFC 4585 §6.3.1). It does not
+// block.
+func (c *connection) requestKeyframe(media *description.Media) {
+	pli := &rtcp.PictureLossIndication{SenderSSRC: rand.Uint32(), MediaSSRC: c.videoSSRC.Load()}
+	if err := c.client.WritePacketRTCP(media, pli); err != nil {
+		c.source.log.Debug("keyframe not requested", "error", err)
+	}
+}
+
+// watch waits for the connection's end and returns why it ended.
+func (c *connection) watch(ctx context.Context, ended <-chan error) *failure {
+	s := c.source
+	first := c.first
+	wait := s.cfg.Timeouts.Media
+	if c.transport == fleet.TransportUDP && s.cfg.Profile.Transport == fleet.TransportAuto {
+		wait = s.cfg.Timeouts.UDP
+	}
+	tick := time.NewTicker(min(wait, s.cfg.Timeouts.Media) / 16)
+	defer tick.Stop()
+	playing := time.Since(c.start)
+	var live time.Time // zero: not yet
+	end := func(f *failure) *failure {
+		if !live.IsZero() {
+			f.wasLive = true
+			s.backoff.live(time.Since(live))
+		}
+		return f
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return end(failed(fleet.ReasonConnectionClosed, "the node stopped"))
+		case f := <-c.broken:
+			return end(f)
+		case err := <-ended:
+			return end(c.failure(err))
+		case <-first:
+			first = nil
+			live, wait = time.Now(), s.cfg.Timeouts.Media
+			s.profile.Transport = c.transport
+			s.setLive()
+		case size := <-c.size:
+			s.profile.Tracks[0].Width, s.profile.Tracks[0].Height = size[0], size[1]
+			if !live.IsZero() {
+				s.setStatus(s.status)
+			}
+		case <-tick.C:
+			since := max(playing, time.Duration(c.lastVideo.Load()))
+			if time.Since(c.start)-since > wait {
+				return end(noMedia(c.transport, wait, !live.IsZero()))
+			}
+		}
+	}
+}
+
+// closeWriter ends the connection's part in the stream, after the client's end.
+func (c *connection) closeWriter() {
+	if c.writer != nil {
+		c.writer.Close()
+	}
+}
+
+// ntpTime decodes a 64-bit NTP timestamp (RFC 3550 §4) of the era that began in
+// 1900.
+func ntpTime(v uint64) time.Time {
+	const unixEpoch = 2_208_988_800 // seconds from 1900 to 1970
+	return time.Unix(int64(v>>32)-unixEpoch, int64(v&0xffff_ffff*1_000_000_000>>32))
+}

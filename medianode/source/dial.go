@@ -1,0 +1,157 @@
+package source
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"github.com/bluenviron/gortsplib/v5/pkg/base"
+
+	"fanlight/internal/fleet"
+)
+
+// dial opens a TCP connection to a host and port: it resolves the name once and
+// dials the addresses that are allowed, in the resolver's order.
+func (s *Source) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, failed(fleet.ReasonProtocolError, "the URL's host and port cannot be used")
+	}
+	addrs, err := s.resolve(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	var last error
+	for i, addr := range addrs {
+		// Leave time for the others.
+		share := s.cfg.Timeouts.Request / time.Duration(len(addrs)-i)
+		if deadline, ok := ctx.Deadline(); ok {
+			share = time.Until(deadline) / time.Duration(len(addrs)-i)
+		}
+		dialer := net.Dialer{Timeout: share}
+		conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(addr.String(), port))
+		if err == nil {
+			s.counters.connects.Add(1)
+			return conn, nil
+		}
+		last = err
+	}
+	return nil, last
+}
+
+// resolve returns the addresses of a host that are allowed: at least one.
+func (s *Source) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	addrs, err := s.cfg.Resolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, err
+	}
+	var allowed []netip.Addr
+	for _, addr := range addrs {
+		if s.allowed(addr) {
+			allowed = append(allowed, addr.Unmap())
+		}
+	}
+	if len(allowed) == 0 {
+		return nil, failed(fleet.ReasonNetworkForbidden, fmt.Sprintf(
+			"%s is in none of the networks that this node may dial: change the URL, or allow the network with --camera-networks", quote(host)))
+	}
+	const most = 8 // addresses that one name may make us dial
+	return allowed[:min(len(allowed), most)], nil
+}
+
+// allowed tells whether cameras may be at an address.
+func (s *Source) allowed(addr netip.Addr) bool {
+	return len(s.cfg.Networks) == 0 || s.inNetworks(addr)
+}
+
+// inNetworks tells whether an address is in a network that was named.
+func (s *Source) inNetworks(addr netip.Addr) bool {
+	addr = addr.Unmap().WithZone("")
+	for _, p := range s.cfg.Networks {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// dialTLS is dial and a handshake, which gortsplib would leave without a limit
+// in time.
+func (s *Source) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := s.dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	secured := tls.Client(conn, s.tlsConfig(host))
+	if err := secured.HandshakeContext(ctx); err != nil {
+		_ = conn.Close() // the handshake's error says more
+		return nil, fmt.Errorf("tls handshake: %w", err)
+	}
+	return secured, nil
+}
+
+func (s *Source) tlsConfig(host string) *tls.Config {
+	want := s.cfg.Profile.TLSFingerprint
+	if want == "" {
+		return &tls.Config{ServerName: host, RootCAs: s.cfg.RootCAs, MinVersion: tls.VersionTLS12}
+	}
+	return &tls.Config{
+		ServerName: host,
+		MinVersion: tls.VersionTLS12,
+		// The certificate itself is compared below, with or without a valid chain.
+		InsecureSkipVerify: true, //nolint:gosec // verified by VerifyConnection
+		VerifyConnection: func(state tls.ConnectionState) error {
+			if len(state.PeerCertificates) == 0 {
+				return failed(fleet.ReasonTLSFailed, "the camera has no certificate")
+			}
+			sum := sha256.Sum256(state.PeerCertificates[0].Raw)
+			if got := hex.EncodeToString(sum[:]); got != want {
+				return failed(fleet.ReasonTLSFailed, "the camera's certificate is not the pinned one: it has the SHA-256 fingerprint "+got+
+					"; if the camera's certificate was changed on purpose, pin that")
+			}
+			return nil
+		},
+	}
+}
+
+// withCredentials returns the URL with the credentials in place of any it had.
+func withCredentials(u *base.URL, creds fleet.Credentials) *base.URL {
+	u = u.CloneWithoutCredentials()
+	if !creds.IsZero() {
+		u.User = url.UserPassword(creds.Username, creds.Password)
+	}
+	return u
+}
+
+// redirectError is the answer of a camera that wants to be asked elsewhere.
+type redirectError struct{ location string }
+
+func (*redirectError) Error() string { return "redirected" }
+
+// redirect returns where to go on. The credentials go along to the same host
+// only.
+func redirect(from *base.URL, location string) (*base.URL, *failure) {
+	to, err := base.ParseURL(location)
+	switch {
+	case err != nil || to.Hostname() == "":
+		return nil, failed(fleet.ReasonProtocolError, "the camera redirects to something that is no rtsp or rtsps URL: set the URL of the stream itself")
+	case from.Scheme == "rtsps" && to.Scheme != "rtsps":
+		return nil, failed(fleet.ReasonTLSFailed, "the camera redirects from rtsps to rtsp, which is not followed: set the rtsp URL if that is good enough")
+	}
+	to = to.CloneWithoutCredentials()
+	if to.Hostname() == from.Hostname() {
+		to.User = from.User
+	}
+	return to, nil
+}

@@ -1,0 +1,186 @@
+package source
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/bluenviron/gortsplib/v5/pkg/description"
+	"github.com/bluenviron/gortsplib/v5/pkg/format"
+	"github.com/bluenviron/mediacommon/v2/pkg/codecs/h264"
+
+	"fanlight/internal/fleet"
+	"fanlight/medianode/stream"
+)
+
+// track is a track that is played.
+type track struct {
+	media  *description.Media
+	format format.Format
+	track  stream.Track
+}
+
+// chooseTracks picks the first video track and the first audio track that a
+// stream can carry. The statuses are of all audio and video tracks, the one that
+// the video comes from first. Tracks to the camera (back channels) and of
+// metadata are left out.
+func chooseTracks(desc *description.Session) ([]track, []fleet.TrackStatus, *failure) {
+	const most = 16 // tracks that are worth a status
+	var video, audio *track
+	var statuses []fleet.TrackStatus
+	var codecs []string // of video that cannot be carried
+	for _, media := range desc.Medias {
+		if media.IsBackChannel || len(statuses) == most {
+			continue
+		}
+		switch media.Type {
+		case description.MediaTypeVideo:
+			t, status := choose(media, stream.Video)
+			switch {
+			case t == nil:
+				codecs = append(codecs, status.Codec)
+				status.UnsupportedReason = status.Codec + " cannot be passed on: set the camera's video codec to H264"
+			case video != nil:
+				status.UnsupportedReason = "only the first video track is passed on"
+			default:
+				video = t
+				statuses = slices.Insert(statuses, 0, status)
+				continue
+			}
+			statuses = append(statuses, status)
+		case description.MediaTypeAudio:
+			t, status := choose(media, stream.Audio)
+			switch {
+			case t == nil:
+				status.UnsupportedReason = status.Codec + " cannot be passed on: set the camera's audio codec to G.711 (PCMA, PCMU) or Opus"
+			case audio != nil:
+				status.UnsupportedReason = "only the first audio track is passed on"
+			default:
+				audio = t
+			}
+			statuses = append(statuses, status)
+		}
+	}
+	if video == nil && len(codecs) == 0 {
+		return nil, statuses, failed(fleet.ReasonNoVideo, "the camera offers no video at this URL: check the path, and that video is enabled")
+	}
+	if video == nil {
+		return nil, statuses, failed(fleet.ReasonCodecUnsupported, fmt.Sprintf(
+			"the camera sends %s, and only H264 can be passed on: set its video codec to H264, or use the URL of a stream that is H264", strings.Join(codecs, ", ")))
+	}
+	tracks := []track{*video}
+	if audio != nil {
+		tracks = append(tracks, *audio)
+	}
+	return tracks, statuses, nil
+}
+
+// choose returns the first format of a media that a stream can carry, or nil and
+// the status of the first that it can't. The media keeps that format only, so
+// that a camera which names a hundred costs no more than one.
+func choose(media *description.Media, kind stream.Kind) (*track, fleet.TrackStatus) {
+	for _, f := range media.Formats {
+		t, ok := streamTrack(f, kind)
+		if !ok {
+			continue
+		}
+		media.Formats = []format.Format{f}
+		status := fleet.TrackStatus{Codec: t.Codec}
+		if len(t.ParameterSets) > 0 {
+			status.Width, status.Height = pictureSize(t.ParameterSets[0])
+		}
+		return &track{media: media, format: f, track: t}, status
+	}
+	status := fleet.TrackStatus{Codec: "unknown"}
+	if len(media.Formats) > 0 {
+		status.Codec = codecName(media.Formats[0])
+	}
+	return nil, status
+}
+
+// streamTrack returns what a stream is told of a format, or false if it cannot
+// carry it.
+func streamTrack(f format.Format, kind stream.Kind) (stream.Track, bool) {
+	t := stream.Track{Kind: kind, Codec: codecName(f), ClockRate: uint32(max(f.ClockRate(), 0)), FMTP: fmtp(f)}
+	switch f := f.(type) {
+	case *format.H264:
+		// Only gortsplib's own decoder cares, and it is not used: without this it
+		// would refuse UDP to cameras that leave the parameter out.
+		f.PacketizationMode = max(f.PacketizationMode, 1)
+		if len(f.SPS) > 0 && len(f.PPS) > 0 {
+			t.ParameterSets = [][]byte{f.SPS, f.PPS}
+		}
+	case *format.Opus:
+		t.Channels = f.ChannelCount
+		if f.ChannelCount > 2 {
+			return t, false
+		}
+	case *format.G711:
+		t.Channels = f.ChannelCount
+		if f.SampleRate != 8000 || f.ChannelCount != 1 {
+			return t, false
+		}
+	}
+	return t, stream.Supported(kind, t.Codec)
+}
+
+// codecName returns the encoding name of a format's RTP payload (RFC 4566 §6,
+// rtpmap) in upper case.
+func codecName(f format.Format) string {
+	name, _, _ := strings.Cut(f.RTPMap(), "/")
+	if name == "" {
+		return fmt.Sprintf("payload type %d", f.PayloadType())
+	}
+	return quote(strings.ToUpper(name))
+}
+
+// fmtp returns a format's parameters as an SDP has them.
+func fmtp(f format.Format) string {
+	var params []string
+	for k, v := range f.FMTP() {
+		params = append(params, k+"="+v)
+	}
+	slices.Sort(params)
+	return strings.Join(params, ";")
+}
+
+// pictureSize returns the width and height of a picture in pixels, after
+// cropping, or zeros for an SPS that cannot be read.
+func pictureSize(sps []byte) (width, height int) {
+	var s h264.SPS
+	if err := s.Unmarshal(sps); err != nil {
+		return 0, 0
+	}
+	const most = 16384 // the largest a level allows is 16,384 wide (ITU-T H.264 table A-1, level 6.2)
+	width, height = s.Width(), s.Height()
+	if width <= 0 || height <= 0 || width > most || height > most {
+		return 0, 0
+	}
+	return width, height
+}
+
+// findSPS returns the first sequence parameter set in an RTP payload of H264
+// (RFC 6184 §5.6, §5.7.1: a single NAL unit or a STAP-A), or nil.
+func findSPS(payload []byte) []byte {
+	const sps, stapA = 7, 24
+	if len(payload) == 0 {
+		return nil
+	}
+	switch payload[0] & 0x1f {
+	case sps:
+		return payload
+	case stapA:
+		for rest := payload[1:]; len(rest) > 2; {
+			size := int(rest[0])<<8 | int(rest[1])
+			rest = rest[2:]
+			if size == 0 || size > len(rest) {
+				return nil
+			}
+			if rest[0]&0x1f == sps {
+				return rest[:size]
+			}
+			rest = rest[size:]
+		}
+	}
+	return nil
+}
