@@ -137,7 +137,7 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 }
 
 func checkTrack(t Track) error {
-	codec, ok := codecs[t.Codec]
+	codec, ok := kindOf[t.Codec]
 	switch {
 	case t.Kind < 0 || t.Kind >= kinds:
 		return fmt.Errorf("kind %d: %w", t.Kind, fleet.InvalidArgument)
@@ -149,13 +149,13 @@ func checkTrack(t Track) error {
 	return nil
 }
 
-// codecs are the ones that a stream can carry.
-var codecs = map[string]Kind{"H264": Video, "OPUS": Audio, "PCMA": Audio, "PCMU": Audio}
+// kindOf has the codecs that a stream can carry.
+var kindOf = map[string]Kind{"H264": Video, "OPUS": Audio, "PCMA": Audio, "PCMU": Audio}
 
 // Supported tells whether a stream can carry a codec, by the encoding name of
 // its RTP payload format in any case.
 func Supported(kind Kind, codec string) bool {
-	k, ok := codecs[strings.ToUpper(codec)]
+	k, ok := kindOf[strings.ToUpper(codec)]
 	return ok && k == kind
 }
 
