@@ -113,7 +113,6 @@ func etcdConfig(m *Member, dir, socket string, logger *zap.Logger) (*embed.Confi
 	c.ListenPeerUrls = nil
 	c.QuotaBackendBytes = quota
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger)
-	c.AutoCompactionMode = "" // the leader compacts, see Store.Compact
 	if m == nil {
 		c.Name = aloneName
 		// Random, so that no two installations have the same cluster id.

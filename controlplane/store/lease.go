@@ -76,11 +76,10 @@ func (l *Lease) Revoke(ctx context.Context) error {
 // Register stores a node under the lease, whatever lease it was under before,
 // and returns the revision. State, drain and assigned_cameras are not stored.
 func (l *Lease) Register(ctx context.Context, id fleet.NodeID, n *controlv1.Node) (int64, error) {
-	value, err := encode(cleanNode(n))
+	put, err := l.put(id, n)
 	if err != nil {
 		return 0, err
 	}
-	put := clientv3.OpPut(l.store.nodeKey(id), value, clientv3.WithLease(l.id))
 	resp, err := l.store.txn(ctx, clientv3.OpTxn(nil, []clientv3.Op{put}, nil))
 	if err != nil {
 		return 0, fmt.Errorf("register node %q: %w", id, err)
@@ -88,23 +87,47 @@ func (l *Lease) Register(ctx context.Context, id fleet.NodeID, n *controlv1.Node
 	return resp.Header.GetRevision(), nil
 }
 
+// Succeed stores a node under the lease that was under another which has been
+// lost. The error wraps [ErrSuperseded] if it is under a third.
+func (l *Lease) Succeed(ctx context.Context, lost *Lease, id fleet.NodeID, n *controlv1.Node) (int64, error) {
+	key := l.store.nodeKey(id)
+	for _, holds := range []clientv3.Cmp{
+		clientv3.Compare(clientv3.CreateRevision(key), "=", 0),
+		clientv3.Compare(clientv3.LeaseValue(key), "=", lost.id),
+	} {
+		rev, err := l.putIf(ctx, holds, id, n)
+		if !errors.Is(err, ErrSuperseded) {
+			return rev, err
+		}
+	}
+	return 0, fmt.Errorf("register node %q: %w", id, ErrSuperseded)
+}
+
 // Update stores a node that is under the lease. The error wraps
 // [ErrSuperseded] if it is under another, or gone.
 func (l *Lease) Update(ctx context.Context, id fleet.NodeID, n *controlv1.Node) (int64, error) {
-	value, err := encode(cleanNode(n))
+	return l.putIf(ctx, clientv3.Compare(clientv3.LeaseValue(l.store.nodeKey(id)), "=", l.id), id, n)
+}
+
+func (l *Lease) putIf(ctx context.Context, holds clientv3.Cmp, id fleet.NodeID, n *controlv1.Node) (int64, error) {
+	put, err := l.put(id, n)
 	if err != nil {
 		return 0, err
 	}
-	key := l.store.nodeKey(id)
-	revs, err := l.store.commit(ctx, nil, []write{{
-		holds: clientv3.Compare(clientv3.LeaseValue(key), "=", l.id),
-		op:    clientv3.OpPut(key, value, clientv3.WithLease(l.id)),
-	}})
+	revs, err := l.store.commit(ctx, nil, []write{{holds, put}})
 	if err != nil {
-		return 0, fmt.Errorf("update node %q: %w", id, err)
+		return 0, fmt.Errorf("store node %q: %w", id, err)
 	}
 	if revs[0] == 0 {
-		return 0, fmt.Errorf("update node %q: %w", id, ErrSuperseded)
+		return 0, fmt.Errorf("store node %q: %w", id, ErrSuperseded)
 	}
 	return revs[0], nil
+}
+
+func (l *Lease) put(id fleet.NodeID, n *controlv1.Node) (clientv3.Op, error) {
+	value, err := encode(cleanNode(n))
+	if err != nil {
+		return clientv3.Op{}, err
+	}
+	return clientv3.OpPut(l.store.nodeKey(id), value, clientv3.WithLease(l.id)), nil
 }

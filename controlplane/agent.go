@@ -1,0 +1,402 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"fanlight/controlplane/store"
+	"fanlight/internal/fleet"
+	"fanlight/internal/rpc"
+	controlv1 "fanlight/proto/fanlight/control/v1"
+)
+
+const (
+	// helloWait is how long a node may take to say who it is.
+	helloWait = 10 * time.Second
+	// setEvery is the least time between two desired sets of a stream, so that a
+	// thousand cameras created in a row are not a thousand sets.
+	setEvery = 10 * time.Millisecond
+	// maxAddresses bounds Hello.media_addresses.
+	maxAddresses = 32
+	maxAddress   = 300 // bytes of an address, a boot id, a version
+)
+
+// errReplaced ends a stream whose node has opened another.
+var errReplaced = fmt.Errorf("another stream of this node has taken its place: %w", fleet.Unavailable)
+
+// agentService is the nodes' service.
+type agentService struct {
+	controlv1.UnimplementedAgentServiceServer
+	server *Server
+}
+
+// agent is one Sync call: one node's stream.
+type agent struct {
+	// Static after newAgent.
+	server *Server
+	log    *slog.Logger
+	stream controlv1.AgentService_SyncServer
+	id     fleet.NodeID
+	end    context.CancelCauseFunc // ends the call
+
+	reports reports
+
+	mu       sync.Mutex // guards the rest
+	node     *controlv1.Node
+	lease    *store.Lease
+	revision int64 // of the node's last registration by this stream
+}
+
+// Sync is a node's control stream.
+func (s *agentService) Sync(stream controlv1.AgentService_SyncServer) error {
+	srv := s.server
+	ctx, end := context.WithCancelCause(stream.Context())
+	defer end(nil)
+	if err := srv.cache.waitReady(ctx); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	requests, recvErr := receive(ctx, stream.Recv)
+	hello, err := srv.awaitHello(ctx, requests, recvErr)
+	if err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	a, err := srv.newAgent(ctx, hello, stream, end)
+	if err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	srv.replaceAgent(a)
+	defer srv.forgetAgent(a)
+	if err := a.register(ctx, nil); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	a.log.Info("node connected", "boot_id", a.node.GetBootId(), "version", a.node.GetVersion())
+
+	var wait sync.WaitGroup
+	wait.Go(func() { a.hold(ctx) })
+	wait.Go(func() { a.reports.write(ctx, a) })
+	err = a.run(ctx, requests, recvErr)
+	end(err)
+	wait.Wait()
+	a.log.Info("node disconnected", "reason", err)
+	a.release()
+	if err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	return nil
+}
+
+// awaitHello returns the first message, which must be Hello.
+func (s *Server) awaitHello(ctx context.Context, requests <-chan *controlv1.SyncRequest, recvErr <-chan error) (*controlv1.Hello, error) {
+	t := time.NewTimer(helloWait)
+	defer t.Stop()
+	select {
+	case req := <-requests:
+		if req.GetHello() == nil {
+			return nil, fleet.HelloFirst
+		}
+		return req.GetHello(), nil
+	case err := <-recvErr:
+		if err := ended(err); err != nil {
+			return nil, err
+		}
+		return nil, fleet.HelloFirst
+	case <-t.C:
+		return nil, fmt.Errorf("nothing came for %v: %w", helloWait, fleet.HelloFirst)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-s.stop:
+		return nil, errStopping
+	}
+}
+
+// newAgent checks a Hello.
+func (s *Server) newAgent(ctx context.Context, h *controlv1.Hello, stream controlv1.AgentService_SyncServer, end context.CancelCauseFunc) (*agent, error) {
+	id, err := fleet.ParseNodeName(h.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	if who := rpc.IdentityFrom(ctx); !who.MaySpeakFor(rpc.RoleNode, string(id)) {
+		return nil, fmt.Errorf("node %q, called by %s: %w", id, who, fleet.NodeIdentity)
+	}
+	if err := checkHello(h); err != nil {
+		return nil, fmt.Errorf("node %q: %w", id, err)
+	}
+	capacity := h.GetCapacity()
+	if capacity == nil {
+		capacity = &controlv1.NodeCapacity{}
+	}
+	return &agent{
+		server: s,
+		log:    s.log.With("node", id),
+		stream: stream,
+		id:     id,
+		end:    end,
+		node: &controlv1.Node{
+			Name:           id.Name(),
+			SessionAddress: h.GetSessionAddress(),
+			MediaAddresses: h.GetMediaAddresses(),
+			Labels:         h.GetLabels(),
+			Capacity:       capacity,
+			Load:           &controlv1.NodeLoad{},
+			Version:        h.GetVersion(),
+			BootId:         h.GetBootId(),
+			ConnectTime:    timestamppb.Now(),
+		},
+		reports: newReports(),
+	}, nil
+}
+
+func checkHello(h *controlv1.Hello) error {
+	for field, s := range map[string]string{
+		"boot_id": h.GetBootId(), "session_address": h.GetSessionAddress(), "version": h.GetVersion(),
+	} {
+		if len(s) > maxAddress || hasControl(s) {
+			return invalid(field, "is longer than %d bytes or has control characters", maxAddress)
+		}
+	}
+	if h.GetBootId() == "" {
+		return invalid("boot_id", "must not be empty")
+	}
+	if h.GetSessionAddress() == "" {
+		return invalid("session_address", "must not be empty; gateways dial it")
+	}
+	if len(h.GetMediaAddresses()) > maxAddresses {
+		return invalid("media_addresses", "has %d; at most %d are allowed", len(h.GetMediaAddresses()), maxAddresses)
+	}
+	for _, s := range h.GetMediaAddresses() {
+		if len(s) > maxAddress || hasControl(s) {
+			return invalid("media_addresses", "has one longer than %d bytes or with control characters", maxAddress)
+		}
+	}
+	c := h.GetCapacity()
+	if c.GetCameras() < 0 || c.GetEgressBps() < 0 || c.GetIngressBps() < 0 || c.GetViewers() < 0 {
+		return invalid("capacity", "is negative; use 0 for no limit")
+	}
+	return checkLabels("labels", h.GetLabels())
+}
+
+// replaceAgent makes a stream its node's, and ends the one before.
+func (s *Server) replaceAgent(a *agent) {
+	s.mu.Lock()
+	old := s.agents[a.id]
+	s.agents[a.id] = a
+	s.mu.Unlock()
+	if old != nil {
+		old.end(errReplaced)
+	}
+}
+
+func (s *Server) forgetAgent(a *agent) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.agents[a.id] == a {
+		delete(s.agents, a.id)
+	}
+}
+
+// register stores the node under a new lease and waits until the cache has it,
+// and with it every assignment that the node may have been told of elsewhere.
+// lost is the lease that it was under in this stream.
+func (a *agent) register(ctx context.Context, lost *store.Lease) error {
+	lease, err := a.server.store.Grant(ctx, a.server.cfg.LeaseTTL)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	node := a.node
+	a.lease = lease
+	a.mu.Unlock()
+	var rev int64
+	if lost == nil {
+		rev, err = lease.Register(ctx, a.id, node)
+	} else {
+		rev, err = lease.Succeed(ctx, lost, a.id, node)
+	}
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.revision = rev
+	a.mu.Unlock()
+	return a.server.cache.wait(ctx, rev)
+}
+
+// replaced tells whether the node is registered by another stream: n is the
+// node as the cache has it, nil if it is not connected.
+func (a *agent) replaced(n *store.Node) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return n != nil && n.Lease != a.lease.ID() && n.Revision > a.revision
+}
+
+// hold renews the lease until ctx ends, and gets a new one when it is lost.
+func (a *agent) hold(ctx context.Context) {
+	backoff := rpc.Backoff{Min: 50 * time.Millisecond, Max: 2 * time.Second}
+	for {
+		a.mu.Lock()
+		lease := a.lease
+		a.mu.Unlock()
+		err := lease.Renew(ctx)
+		for err != nil && ctx.Err() == nil {
+			a.log.Warn("node's lease lost; registering it anew", "error", err)
+			if backoff.Sleep(ctx) != nil {
+				return
+			}
+			if err = a.register(ctx, lease); errors.Is(err, store.ErrSuperseded) {
+				a.end(errReplaced)
+				return
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		backoff.Reset()
+	}
+}
+
+// release revokes the lease if the node does not come back within the grace. A
+// lease that the node's key is no longer under takes nothing with it. When this
+// replica stops, the node will find another: the lease is left alone.
+func (a *agent) release() {
+	t := time.NewTimer(a.server.cfg.NodeGrace)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-a.server.stop:
+		return
+	}
+	a.mu.Lock()
+	lease := a.lease
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), a.server.cfg.LeaseTTL)
+	defer cancel()
+	if err := lease.Revoke(ctx); err != nil {
+		a.log.Warn("node's lease not revoked; it will run out", "error", err)
+	}
+}
+
+// run welcomes the node, and keeps it told of what it should run, until the
+// stream ends.
+func (a *agent) run(ctx context.Context, requests <-chan *controlv1.SyncRequest, recvErr <-chan error) error {
+	srv := a.server
+	sub := newSubscriber()
+	srv.cache.subscribeAgent(sub, a.id)
+	defer srv.cache.unsubscribeAgent(sub, a.id)
+	a.mu.Lock()
+	welcome := &controlv1.Welcome{LeaseTtlMs: a.lease.TTL.Milliseconds()}
+	a.mu.Unlock()
+	if err := a.stream.Send(&controlv1.SyncResponse{Message: &controlv1.SyncResponse_Welcome{Welcome: welcome}}); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	d := &desired{agent: a}
+	if err := d.send(); err != nil {
+		return err
+	}
+	pause := time.NewTimer(setEvery)
+	defer pause.Stop()
+	var wake <-chan struct{} // nil while it is too early for another set
+	for {
+		select {
+		case <-pause.C:
+			wake = sub.wake
+		case <-wake:
+			srv.cache.take(sub)
+			if err := d.send(); err != nil {
+				return err
+			}
+			wake = nil
+			pause.Reset(setEvery)
+		case req := <-requests:
+			if err := a.take(req, d); err != nil {
+				return err
+			}
+		case err := <-recvErr:
+			return ended(err)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-srv.stop:
+			return errStopping
+		}
+	}
+}
+
+// take takes a message of the node.
+func (a *agent) take(req *controlv1.SyncRequest, d *desired) error {
+	switch m := req.GetMessage().(type) {
+	case *controlv1.SyncRequest_Applied:
+		for _, e := range m.Applied.GetErrors() {
+			a.refused(e, m.Applied.GetGeneration(), d)
+		}
+	case *controlv1.SyncRequest_Report:
+		a.reports.load(m.Report.GetLoad())
+		for _, o := range m.Report.GetCameras() {
+			a.reported(o)
+		}
+	case *controlv1.SyncRequest_Hello:
+		return fmt.Errorf("hello came twice: %w", fleet.OutOfOrder)
+	default:
+		a.log.Debug("message of an unknown type ignored") // of a newer version
+	}
+	return nil
+}
+
+// desired is the desired set of a stream. Owned by agent.run.
+type desired struct {
+	agent *agent
+	sent  *controlv1.DesiredSet // the last one
+}
+
+// send sends the desired set, if it is not the one sent last.
+func (d *desired) send() error {
+	a := d.agent
+	views, node := a.server.cache.assignedTo(a.id)
+	if a.replaced(node) {
+		return errReplaced
+	}
+	set := &controlv1.DesiredSet{Cameras: make([]*controlv1.DesiredCamera, 0, len(views))}
+	for _, v := range views {
+		if v.camera.Desired.GetDisabled() {
+			continue // the leader will take it away
+		}
+		password, err := a.server.store.Unseal(v.camera.ID, v.camera.Sealed)
+		if err != nil {
+			a.log.Error("camera left without its password", "camera", v.camera.ID, "error", err)
+		}
+		c := proto.CloneOf(v.camera.Desired)
+		c.PasswordSet = len(v.camera.Sealed) > 0
+		c.Etag = etag(v.camera.Revision)
+		set.Cameras = append(set.Cameras, &controlv1.DesiredCamera{
+			Camera: c, Password: password, Generation: v.assignment.Generation,
+		})
+	}
+	if d.sent != nil {
+		set.Generation = d.sent.GetGeneration()
+		if proto.Equal(set, d.sent) {
+			return nil
+		}
+	}
+	set.Generation++
+	if err := a.stream.Send(&controlv1.SyncResponse{Message: &controlv1.SyncResponse_DesiredSet{DesiredSet: set}}); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	d.sent = set
+	return nil
+}
+
+// generation returns the assignment's generation of a camera in the set sent
+// last; 0: it is not in it.
+func (d *desired) generation(id fleet.CameraID) int64 {
+	for _, c := range d.sent.GetCameras() {
+		if c.GetCamera().GetName() == id.Name() {
+			return c.GetGeneration()
+		}
+	}
+	return 0
+}

@@ -1,0 +1,200 @@
+// Package controlplane keeps what operators want, decides which media node
+// takes which camera, and tells nodes and gateways.
+//
+// # One replica
+//
+// A [Server] serves four gRPC services: CameraService and NodeService to
+// operators, AgentService to nodes, RouteService to gateways. All state is in
+// the store; the server holds a copy of it, fed by a watch, and everything that
+// is read is read from that copy. What is written goes to the store first, and
+// a call returns when the copy has it: whoever creates a camera finds it.
+//
+// Nothing polls. A change travels as an event: store → copy → those who asked
+// to be told → their stream. Whoever is told of a change only learns which
+// camera or node it concerns, and looks when it has time, so that a slow reader
+// delays nobody and costs nothing but a mark per camera.
+//
+// # Several replicas
+//
+// Every replica serves everybody. One of them, elected, also decides: it plans
+// (package placement), and stores its decisions under its leadership, so that
+// one that has lost it without knowing can't. Nodes and gateways may connect to
+// any replica, and to another when theirs is gone.
+//
+// # Nodes
+//
+// A node's stream is its liveness. While it is open, the replica renews the
+// node's lease; when it breaks, the node has [Config.NodeGrace] to come back
+// before the lease is revoked and its cameras go elsewhere. If the replica
+// itself dies, the lease lives for [Config.LeaseTTL]. Until a lease has ended
+// nothing moves.
+//
+// A camera that accepts a single RTSP session is given to another node only
+// LeaseTTL after its node was seen to be gone: by then that node has stopped
+// pulling, even if it is alive and was merely cut off.
+//
+// # What it does not do
+//
+// It never touches media, and never dials a camera. It moves a camera by
+// telling two nodes, not make-before-break. It does not authenticate: package
+// rpc does, from [Services].
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"fanlight/controlplane/store"
+	"fanlight/internal/fleet"
+	"fanlight/internal/rpc"
+	controlv1 "fanlight/proto/fanlight/control/v1"
+)
+
+// readyWait is how long a call waits for what will come soon: the state at the
+// start, or a change of its own.
+const readyWait = 5 * time.Second
+
+// Services says which role may call each of the services.
+var Services = map[string]rpc.Role{
+	controlv1.CameraService_ServiceDesc.ServiceName: rpc.RoleOperator,
+	controlv1.NodeService_ServiceDesc.ServiceName:   rpc.RoleOperator,
+	controlv1.AgentService_ServiceDesc.ServiceName:  rpc.RoleNode,
+	controlv1.RouteService_ServiceDesc.ServiceName:  rpc.RoleGateway,
+}
+
+// Config is what a Server needs.
+type Config struct {
+	Log   *slog.Logger // nil: no log
+	Store *store.Store // must outlive the server
+	// NodeGrace is how long a node whose stream broke has to come back before its
+	// lease is revoked. 0: 500 ms.
+	NodeGrace time.Duration
+	// LeaseTTL is how long a node's lease, and a leader's, lives without being
+	// renewed; in whole seconds. 0: 3 s.
+	LeaseTTL time.Duration
+	// ReplicaName tells this replica from the others. After a restart under the
+	// same name it can lead at once. Empty: the embedded etcd member's name, or
+	// a random one.
+	ReplicaName string
+	// CameraNetworks are the networks that RTSP URLs may lead to. A URL with a
+	// host name is for its node to check. Empty: all.
+	CameraNetworks []netip.Prefix
+	// CompactEvery is how often the leader drops the store's history but for the
+	// last such period, which is how far back a watch can be resumed. 0: 5 min.
+	CompactEvery time.Duration
+}
+
+// Server is one replica.
+type Server struct {
+	// Static after New.
+	cfg   Config
+	log   *slog.Logger
+	store *store.Store
+	cache *cache
+	stop  chan struct{} // closed when Run ends
+
+	mu      sync.Mutex // guards the rest
+	running bool
+	agents  map[fleet.NodeID]*agent // the node's latest stream here
+}
+
+// New makes a server. Nothing happens before Run.
+func New(cfg Config) (*Server, error) {
+	if cfg.Store == nil {
+		return nil, errors.New("control plane: a store is needed")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.NodeGrace == 0 {
+		cfg.NodeGrace = 500 * time.Millisecond
+	}
+	if cfg.LeaseTTL == 0 {
+		cfg.LeaseTTL = 3 * time.Second
+	}
+	if cfg.CompactEvery == 0 {
+		cfg.CompactEvery = 5 * time.Minute
+	}
+	if cfg.NodeGrace < 0 || cfg.LeaseTTL < 0 || cfg.CompactEvery < 0 {
+		return nil, errors.New("control plane: durations must not be negative")
+	}
+	if cfg.ReplicaName == "" {
+		cfg.ReplicaName = cfg.Store.MemberName()
+	}
+	if cfg.ReplicaName == "" {
+		cfg.ReplicaName = rand.Text()
+	}
+	return &Server{
+		cfg:    cfg,
+		log:    cfg.Log,
+		store:  cfg.Store,
+		cache:  newCache(cfg.Log, cfg.Store),
+		stop:   make(chan struct{}),
+		agents: make(map[fleet.NodeID]*agent),
+	}, nil
+}
+
+// Register adds the services to a gRPC server.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	controlv1.RegisterCameraServiceServer(r, &cameraService{server: s})
+	controlv1.RegisterNodeServiceServer(r, &nodeService{server: s})
+	controlv1.RegisterAgentServiceServer(r, &agentService{server: s})
+	controlv1.RegisterRouteServiceServer(r, &routeService{server: s})
+}
+
+// Run keeps the copy of the state, and leads when it is elected, until ctx
+// ends; it then returns nil. It is called once. It returns an error if the
+// embedded etcd fails. Calls before Run wait for it, up to 5 s; streams end
+// when it does, with [fleet.Unavailable].
+func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.setRunning(true)
+	defer s.setRunning(false)
+
+	var wait sync.WaitGroup
+	defer wait.Wait()
+	defer cancel()
+	defer close(s.stop) // first, so that no node is taken for gone because we are
+	wait.Go(func() { s.cache.run(ctx) })
+	wait.Go(func() { s.lead(ctx) })
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.store.Failed():
+		return fmt.Errorf("control plane: %w", s.store.FailedErr())
+	}
+}
+
+func (s *Server) setRunning(r bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running = r
+}
+
+// Ready returns nil when the server can serve: it runs and has read its state.
+func (s *Server) Ready() error {
+	s.mu.Lock()
+	running := s.running
+	s.mu.Unlock()
+	if !running {
+		return fmt.Errorf("the control plane is not running: %w", fleet.Unavailable)
+	}
+	select {
+	case <-s.cache.ready:
+		return nil
+	default:
+		return fmt.Errorf("the control plane has not read its state yet: %w", fleet.Unavailable)
+	}
+}
+
+// errStopping ends streams when Run ends.
+var errStopping = fmt.Errorf("this control plane is stopping; connect to another, or again: %w", fleet.Unavailable)
