@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,7 @@ type connection struct {
 	local    net.Addr   // of the TCP connection
 	remote   netip.Addr // of the TCP connection
 	location string     // where the camera redirects to
+	noTracks bool       // the camera's description has none
 
 	// Owned by the goroutine of the video's packets after Play.
 	sizeKnown bool
@@ -187,6 +189,8 @@ func (c *connection) onResponse(res *base.Response) {
 		res.Header["Transport"] = transport.Marshal()
 	}
 	if len(res.Body) > 0 && res.StatusCode == base.StatusOK {
+		_, sections := splitSDP(res.Body)
+		c.noTracks = len(sections) == 0 && bytes.HasPrefix(res.Body, []byte("v="))
 		res.Body = repairSDP(res.Body)
 	}
 }
@@ -201,13 +205,17 @@ func (c *connection) open() error {
 	s := c.source
 	desc, _, err := c.client.Describe(c.url)
 	if err != nil {
-		if errors.As(err, &liberrors.ErrClientSDPInvalid{}) {
+		switch {
+		case !errors.As(err, &liberrors.ErrClientSDPInvalid{}):
+			return err
+		case c.noTracks:
+			return noVideo()
+		default:
 			return &failure{
 				reason: fleet.ReasonProtocolError, err: err,
 				message: "the camera's description of its stream (SDP) cannot be read: " + quote(err.Error()),
 			}
 		}
-		return err
 	}
 	s.backoff.admitted()
 	tracks, statuses, problem := chooseTracks(desc)
@@ -243,6 +251,10 @@ func (c *connection) open() error {
 func (c *connection) setup(desc *description.Session, tracks []track) ([]track, error) {
 	var done []track
 	for i, t := range tracks {
+		if i > 0 && c.source.audioRefused {
+			c.refuseAudio()
+			continue
+		}
 		// gortsplib would not survive a control attribute that makes no URL.
 		if u, err := t.media.URL(desc.BaseURL); err != nil || u == nil {
 			return nil, failed(fleet.ReasonProtocolError, "the camera's description of its stream (SDP) has a control attribute that is no URL")
@@ -252,11 +264,8 @@ func (c *connection) setup(desc *description.Session, tracks []track) ([]track, 
 		}
 		_, err := c.client.Setup(desc.BaseURL, t.media, 0, 0)
 		if i > 0 && errors.As(err, &liberrors.ErrClientBadStatusCode{}) {
-			for j := range c.source.profile.Tracks {
-				if status := &c.source.profile.Tracks[j]; status.Codec == t.track.Codec && status.UnsupportedReason == "" {
-					status.UnsupportedReason = "the camera refused to set it up"
-				}
-			}
+			c.source.audioRefused = true // a camera may close the connection over it; the next one is without
+			c.refuseAudio()
 			continue
 		}
 		if err != nil {
@@ -265,6 +274,16 @@ func (c *connection) setup(desc *description.Session, tracks []track) ([]track, 
 		done = append(done, t)
 	}
 	return done, nil
+}
+
+// refuseAudio says in the status that the audio track is not passed on.
+func (c *connection) refuseAudio() {
+	tracks := c.source.profile.Tracks
+	for i := range tracks[1:] { // the video is the first
+		if status := &tracks[1+i]; status.UnsupportedReason == "" {
+			status.UnsupportedReason = "the camera refused to set it up"
+		}
+	}
 }
 
 // receive passes a track's packets on to the stream.

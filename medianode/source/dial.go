@@ -96,6 +96,9 @@ func (s *Source) dialTLS(ctx context.Context, network, address string) (net.Conn
 	secured := tls.Client(conn, s.tlsConfig(host))
 	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = conn.Close() // the handshake's error says more
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil, noTLS(address)
+		}
 		return nil, fmt.Errorf("tls handshake: %w", err)
 	}
 	return secured, nil

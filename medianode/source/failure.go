@@ -81,7 +81,7 @@ func classifyNetwork(err error, host string) *failure {
 		return failed(fleet.ReasonTLSFailed, "the camera's certificate is not valid for the host in the URL, or not signed by an authority "+
 			"that this machine knows; if it is the camera's own, pin its SHA-256 fingerprint"+fingerprintOf(certificate))
 	case errors.As(err, &record), errors.As(err, &alert):
-		return failed(fleet.ReasonTLSFailed, "the camera does not speak TLS on "+host+": use rtsp://, or the port of its rtsps service")
+		return noTLS(host)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return failed(fleet.ReasonConnectionRefused, "nothing listens on "+host+": check the URL's port, and that the camera is on and has RTSP enabled")
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
@@ -92,6 +92,11 @@ func classifyNetwork(err error, host string) *failure {
 		return failed(fleet.ReasonConnectionClosed, "the camera closed the connection")
 	}
 	return nil
+}
+
+// noTLS is the failure of a camera that does not answer a TLS handshake with one.
+func noTLS(host string) *failure {
+	return failed(fleet.ReasonTLSFailed, "the camera does not speak TLS on "+quote(host)+": use rtsp://, or the port of its rtsps service")
 }
 
 // classifyRTSP returns nil for an error that gortsplib has no type for.

@@ -41,6 +41,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"github.com/bluenviron/gortsplib/v5/pkg/base"
 
@@ -98,10 +99,11 @@ type Source struct {
 	cfg Config
 
 	// Owned by Run.
-	status   fleet.CameraStatus
-	profile  fleet.ProfileStatus
-	backoff  backoff
-	tcpFirst map[string]bool // by URL: TCP worked where UDP was tried before
+	status       fleet.CameraStatus
+	profile      fleet.ProfileStatus
+	backoff      backoff
+	tcpFirst     map[string]bool // by host and port: media came over TCP last time
+	audioRefused bool            // the camera refused to set its audio up; it is not asked again
 
 	counters counters
 
@@ -211,7 +213,11 @@ func (s *Source) parseURL(raw string) (*base.URL, *failure) {
 		// The error would quote the URL.
 		return nil, failed(fleet.ReasonProtocolError, "the URL cannot be used: it must be like rtsp://host:port/path or rtsps://host:port/path")
 	}
-	return withCredentials(u, s.cfg.Credentials), nil
+	creds := s.cfg.Credentials
+	if strings.ContainsFunc(creds.Username+creds.Password, unicode.IsControl) {
+		return nil, failed(fleet.ReasonAuthenticationFailed, "the user name or password has control characters, which cannot be sent: set them without")
+	}
+	return withCredentials(u, creds), nil
 }
 
 // pull pulls from one URL over the transports that are allowed for it.
@@ -219,6 +225,9 @@ func (s *Source) pull(ctx context.Context, u *base.URL) *failure {
 	var f *failure
 	for _, t := range s.transports(u) {
 		f = s.connect(ctx, u, t)
+		if f.wasLive {
+			s.tcpFirst[u.Host] = t == fleet.TransportTCP
+		}
 		if ctx.Err() != nil || f.wasLive || !f.otherTransport {
 			break
 		}

@@ -62,7 +62,7 @@ func chooseTracks(desc *description.Session) ([]track, []fleet.TrackStatus, *fai
 		}
 	}
 	if video == nil && len(codecs) == 0 {
-		return nil, statuses, failed(fleet.ReasonNoVideo, "the camera offers no video at this URL: check the path, and that video is enabled")
+		return nil, statuses, noVideo()
 	}
 	if video == nil {
 		return nil, statuses, failed(fleet.ReasonCodecUnsupported, fmt.Sprintf(
@@ -73,6 +73,10 @@ func chooseTracks(desc *description.Session) ([]track, []fleet.TrackStatus, *fai
 		tracks = append(tracks, *audio)
 	}
 	return tracks, statuses, nil
+}
+
+func noVideo() *failure {
+	return failed(fleet.ReasonNoVideo, "the camera offers no video at this URL: check the path, and that video is enabled")
 }
 
 // choose returns the first format of a media that a stream can carry, or nil and
