@@ -5,6 +5,7 @@
 
 import { Backoff } from "./backoff.ts";
 import { isTokenReason } from "./messages.ts";
+import { expiry, refreshIn } from "./token.ts";
 import {
   type ClientMessage,
   type ErrorMessage,
@@ -69,6 +70,8 @@ const STABLE_AFTER = 5_000;
 const LINGER = 3_000;
 /** A token that was refused is tried again so rarely. */
 const REFUSED_WAIT = 30_000;
+/** The longest time that a timer can wait. */
+const LONGEST_TIMER = 2 ** 31 - 1;
 /** WebSocket.OPEN */
 const OPEN = 1;
 
@@ -88,7 +91,7 @@ export class Connection {
   #welcome: Welcome | undefined;
   #welcomedAt = 0;
   #trouble: Trouble | undefined;
-  /** What the gateway said of the connection before it closed it. */
+  /** What the gateway said instead of welcome. */
   #said: ErrorMessage | undefined;
   /** Counts attempts, so that what an older one still brings is ignored. */
   #attempt = 0;
@@ -96,6 +99,7 @@ export class Connection {
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #welcomeTimer: ReturnType<typeof setTimeout> | undefined;
   #lingerTimer: ReturnType<typeof setTimeout> | undefined;
+  #tokenTimer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(options: ConnectionOptions) {
     this.gateway = options.gateway;
@@ -182,39 +186,73 @@ export class Connection {
     this.#socket = socket;
     this.#welcomeTimer = setTimeout(() => this.#drop("no_answer", ""), WELCOME_TIMEOUT);
     socket.onmessage = (event) => {
-      if (attempt === this.#attempt) this.#received(event.data);
+      if (attempt === this.#attempt) this.#received(event.data, token);
     };
     socket.onclose = (event) => {
       if (attempt === this.#attempt) void this.#closed(attempt, token, event);
     };
   }
 
-  #received(data: unknown): void {
+  #received(data: unknown, token: string): void {
     const message = parseServerMessage(data);
     if (!message) return;
     if (message.type === "welcome") {
-      if (this.#welcome || message.protocol !== PROTOCOL) return;
+      if (message.protocol !== PROTOCOL) return;
+      if (this.#welcome) {
+        // Credentials of ICE servers end too: it is said again with fresh ones.
+        this.#welcome = message;
+        return;
+      }
       clearTimeout(this.#welcomeTimer);
       this.#welcome = message;
       this.#welcomedAt = Date.now();
       this.#trouble = undefined;
       this.#attempting = false;
+      this.#refreshToken(token);
       for (const member of [...this.#members]) member.connected(message);
       return;
     }
     if (message.type !== "error") this.#sessions.get(message.session)?.(message);
-    else if (message.session === undefined) this.#said = message;
-    else this.#sessions.get(message.session)?.(message);
+    else if (message.session !== undefined) this.#sessions.get(message.session)?.(message);
+    // Later ones are about a message that was lost, or come again in the close frame.
+    else if (!this.#welcome) this.#said = message;
+  }
+
+  /** Has a new token from the page on its way before the present one ends, so that no session ends with it. */
+  #refreshToken(token: string): void {
+    clearTimeout(this.#tokenTimer);
+    const provider = this.#token;
+    const expires = expiry(token);
+    if (typeof provider !== "function" || expires === undefined) return;
+    const attempt = this.#attempt;
+    this.#tokenTimer = setTimeout(
+      async () => {
+        let fresh = token;
+        try {
+          fresh = await provider();
+        } catch {
+          // Asked again as the end comes nearer; after it, by a new connection.
+        }
+        if (attempt !== this.#attempt) return;
+        if (fresh !== token) this.send({ type: "token", token: fresh });
+        this.#refreshToken(fresh);
+      },
+      Math.min(LONGEST_TIMER, refreshIn(expires, Date.now())),
+    );
   }
 
   /** The gateway or the network closed the websocket. */
   async #closed(attempt: number, token: string, event: CloseEvent): Promise<void> {
     const welcomed = this.#welcome !== undefined;
     this.#detach();
+    // A close frame says "reason: sentence".
+    const told = /^([a-z_]+): (.*)$/s.exec(event.reason ?? "");
     if (this.#said) {
       this.#failed(this.#said.reason, this.#said.message);
+    } else if (told) {
+      this.#failed(told[1] ?? "", told[2] ?? "");
     } else if (welcomed) {
-      this.#failed("gateway_lost", event.reason ?? "");
+      this.#failed("gateway_lost", "");
     } else {
       const reason = await this.#probe(this.gateway, token);
       if (attempt === this.#attempt) this.#failed(reason, "");
@@ -232,6 +270,7 @@ export class Connection {
   /** Forgets the websocket, whatever becomes of it. */
   #detach(): void {
     clearTimeout(this.#welcomeTimer);
+    clearTimeout(this.#tokenTimer);
     if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
     this.#socket = undefined;
     if (this.#welcome && Date.now() - this.#welcomedAt >= STABLE_AFTER) this.#backoff.reset();
@@ -272,11 +311,12 @@ export async function probe(gateway: URL, token: string, get: typeof fetch = fet
       cache: "no-store",
       signal: AbortSignal.timeout(5_000),
     });
-    if (response.status === 401) return "unauthenticated";
-    if (response.status === 403) return "permission_denied";
-    if (response.status === 429) return "rate_limited";
-    // The API works and the websocket does not: a proxy that knows no websocket, or the page's origin.
-    return response.ok ? "page_forbidden" : "unavailable";
+    // The API works and the websocket does not: there is a proxy between that knows no websockets.
+    if (response.ok) return "websocket_blocked";
+    const problem: unknown = await response.json().catch(() => undefined);
+    const reason = (problem as { reason?: unknown } | null | undefined)?.reason;
+    if (typeof reason === "string" && reason !== "") return reason;
+    return response.status === 401 ? "unauthenticated" : "unavailable";
   } catch {
     return "gateway_unreachable";
   }

@@ -135,6 +135,11 @@ export class FanlightPlayer extends HTMLElement {
     return this.#stats;
   }
 
+  /** Makes the next try now, if one is waited for. */
+  retry(): void {
+    this.#playback?.retryNow();
+  }
+
   connectedCallback(): void {
     this.#visibility = new Visibility(this, (shown) => this.#shownChanged(shown));
     addEventListener("online", this.#networkBack);

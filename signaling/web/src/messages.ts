@@ -8,8 +8,8 @@ export type LocalReason =
   | "gateway_lost"
   | "no_answer"
   | "no_frames"
-  | "page_forbidden"
-  | "webrtc_unsupported";
+  | "webrtc_unsupported"
+  | "websocket_blocked";
 
 const SENTENCES: Readonly<Record<string, string>> = {
   // The camera.
@@ -55,13 +55,17 @@ const SENTENCES: Readonly<Record<string, string>> = {
   rate_limited: "Too many requests; waiting before the next.",
   unavailable: "Fanlight is not available at the moment.",
   internal: "Something went wrong in Fanlight.",
+  slow_reader: "This browser was too slow to follow.",
+  gateway_stopping: "The gateway is stopping.",
+  origin_forbidden: "The gateway does not allow players on this page.",
+  protocol_unsupported: "The gateway is of another version.",
 
   // The player.
   gateway_unreachable: "The gateway cannot be reached.",
   gateway_lost: "The connection to the gateway was lost.",
   no_answer: "The gateway does not answer.",
   no_frames: "The picture has stopped arriving.",
-  page_forbidden: "The gateway does not accept this page.",
+  websocket_blocked: "A proxy on the way to the gateway does not pass websockets on.",
   webrtc_unsupported: "This browser has no WebRTC.",
 };
 
@@ -76,7 +80,7 @@ export function sentence(reason: string, message = "", browserHasH264 = true): s
 }
 
 /** Begins with a capital and ends with a full stop. */
-function asSentence(text: string): string {
+export function asSentence(text: string): string {
   const trimmed = text.trim();
   if (trimmed === "") return "";
   const capital = trimmed.charAt(0).toUpperCase() + trimmed.slice(1);
@@ -101,6 +105,7 @@ export function isLasting(reason: string): boolean {
     case "invalid_argument":
     case "too_many_sessions":
     case "node_full":
+    case "origin_forbidden":
       return true;
     default:
       return isTokenReason(reason);

@@ -163,6 +163,12 @@ export class Playback implements Member {
     this.#pending?.session.setViewport(viewport);
   }
 
+  /** Makes the next try now, if one is waited for. */
+  retryNow(): void {
+    if (this.#retryTimer !== undefined) this.#watch();
+    else this.#connection.retryNow();
+  }
+
   /** Asks for the camera's sound too, which takes a new session. Sound that is there is left. */
   wantAudio(): void {
     if (this.#audio) return;

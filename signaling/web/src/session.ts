@@ -33,7 +33,7 @@ export interface SessionOptions {
   events: SessionEvents;
 }
 
-/** The gateway has so long to answer an offer, milliseconds. */
+/** The gateway has so long to say anything of a new session, milliseconds. The answer itself may wait for a node. */
 const ANSWER_TIMEOUT = 10_000;
 /** ICE and DTLS have so long after the answer. */
 const CONNECT_TIMEOUT = 15_000;
@@ -51,6 +51,7 @@ export class Session {
   readonly #remote: RTCIceCandidateInit[] = [];
   readonly #local: (RTCIceCandidateInit | null)[] = [];
   #offered = false;
+  #heard = false;
   #answered = false;
   #restarting = false;
   #closed = false;
@@ -137,6 +138,10 @@ export class Session {
   }
 
   #received(message: SessionMessage | ErrorMessage): void {
+    if (!this.#heard) {
+      this.#heard = true;
+      clearTimeout(this.#timer);
+    }
     switch (message.type) {
       case "answer":
         void this.#answer(message.sdp);
@@ -253,10 +258,6 @@ export class Session {
   }
 
   #unanswered(): void {
-    if (this.#error) {
-      this.#fail(this.#error.reason, this.#error.message);
-      return;
-    }
     // The websocket looks open but nothing comes back: the path is dead.
     this.#fail("no_answer", "");
     this.#connection.renew("no_answer");

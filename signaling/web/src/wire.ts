@@ -26,6 +26,7 @@ export type ClientMessage =
   | { type: "restart"; session: string; offer: string }
   | ({ type: "viewport"; session: string } & Viewport)
   | { type: "leave"; session: string }
+  | { type: "token"; token: string }
   | ({ type: "stats"; session: string } & SessionReport);
 
 /** What the gateway says of a camera to one session. */

@@ -1,5 +1,7 @@
 // The gateway's HTTP API as the pages use it. What comes is checked here, once.
 
+import { asSentence } from "../messages.ts";
+
 export interface CameraEntry {
   camera: string;
   displayName: string;
@@ -59,9 +61,7 @@ export class Api {
     let etag = "";
     let page = "";
     for (let pages = 0; pages < MAX_PAGES; pages++) {
-      const url = new URL("v1/cameras", this.#base);
-      url.searchParams.set("page_size", String(PAGE_SIZE));
-      if (page !== "") url.searchParams.set("page_token", page);
+      const url = pageURL("v1/cameras", this.#base, page);
       // An ETag speaks for one page: only a list that is one page can be unchanged by it.
       const known = pages === 0 && this.#etagToken === this.token ? this.#etag : "";
       const got = await this.#get(url, known);
@@ -82,10 +82,19 @@ export class Api {
 
   /** Returns the live figures of all the cameras that the viewer may see. */
   async stats(): Promise<Outcome<StatsEntry[]>> {
-    const got = await this.#get(new URL("stats", this.#base), "");
-    if (got.kind !== "ok") return got;
-    const entries = list(got.value.body.cameras).map(statsEntry);
-    return { kind: "ok", value: entries.filter((entry): entry is StatsEntry => entry !== undefined) };
+    const entries: StatsEntry[] = [];
+    let page = "";
+    for (let pages = 0; pages < MAX_PAGES; pages++) {
+      const got = await this.#get(pageURL("stats", this.#base, page), "");
+      if (got.kind !== "ok") return got;
+      for (const value of list(got.value.body.cameras)) {
+        const entry = statsEntry(value);
+        if (entry) entries.push(entry);
+      }
+      page = text(got.value.body.next_page_token);
+      if (page === "") break;
+    }
+    return { kind: "ok", value: entries };
   }
 
   async #get(
@@ -102,7 +111,7 @@ export class Api {
         signal: AbortSignal.timeout(TIMEOUT),
       });
       if (response.status === 304) return { kind: "unchanged" };
-      if (response.status === 401 || response.status === 403) {
+      if (response.status === 401) {
         return { kind: "unauthorized", message: await errorMessage(response) };
       }
       if (!response.ok) return { kind: "failed", message: await errorMessage(response) };
@@ -119,12 +128,18 @@ export class Api {
   }
 }
 
-/** What the gateway says of an error: {"error": {…}} or {…} with reason and message; else the status. */
+function pageURL(path: string, base: URL, page: string): URL {
+  const url = new URL(path, base);
+  url.searchParams.set("page_size", String(PAGE_SIZE));
+  if (page !== "") url.searchParams.set("page_token", page);
+  return url;
+}
+
+/** What the gateway says of an error (RFC 9457); else the status. */
 async function errorMessage(response: Response): Promise<string> {
   try {
     const body: unknown = await response.json();
-    const error = isObject(body) && isObject(body.error) ? body.error : body;
-    if (isObject(error) && text(error.message) !== "") return text(error.message);
+    if (isObject(body) && text(body.detail) !== "") return asSentence(text(body.detail));
   } catch {
     // Not JSON: a proxy's page.
   }

@@ -88,6 +88,8 @@ export class Tile {
 
   /** Takes what the API says now. */
   update(entry: CameraEntry): void {
+    // A camera that was disabled, or not there, is back: the player need not wait for its next try.
+    if (entry.state !== this.#entry.state && this.#player.state === "ended") this.#player.retry();
     this.#entry = entry;
     this.#show();
   }
