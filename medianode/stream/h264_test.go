@@ -50,66 +50,130 @@ func h264Cases() []h264Case {
 		manyOut = append(manyOut, outPacket{payload: idr(50), marker: i == 39})
 	}
 	return []h264Case{
-		{name: "sets from the SDP before an IDR", sets: [][]byte{sps, pps},
+		{
+			name: "sets from the SDP before an IDR", sets: [][]byte{sps, pps},
 			in:  []inPacket{{marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}}, keyframes: 1},
-		{name: "sets in band, one by one, with an AUD and an SEI",
-			in:  []inPacket{{payload: aud}, {payload: sps}, {payload: pps}, {payload: sei}, {marker: true, payload: idr(20)}},
-			out: []outPacket{{payload: sei}, {payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1},
-		{name: "sets in band, aggregated",
-			in:  []inPacket{{payload: stap(aud, sps, pps, sei)}, {marker: true, payload: idr(20)}},
-			out: []outPacket{{payload: sei}, {payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1},
-		{name: "sets with a marker and a timestamp of their own",
-			in:  []inPacket{{marker: true, payload: sps}, {marker: true, payload: pps}, {step: frame, marker: true, payload: idr(20)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1},
-		{name: "sets of an earlier access unit", sets: [][]byte{sps},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}}, keyframes: 1,
+		},
+		{
+			name: "sets in band, one by one, with an AUD and an SEI",
+			in:   []inPacket{{payload: aud}, {payload: sps}, {payload: pps}, {payload: sei}, {marker: true, payload: idr(20)}},
+			out:  []outPacket{{payload: sei}, {payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
+		},
+		{
+			name: "sets in band, aggregated",
+			in:   []inPacket{{payload: stap(aud, sps, pps, sei)}, {marker: true, payload: idr(20)}},
+			out:  []outPacket{{payload: sei}, {payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
+		},
+		{
+			name: "sets with a marker and a timestamp of their own",
+			in:   []inPacket{{marker: true, payload: sps}, {marker: true, payload: pps}, {step: frame, marker: true, payload: idr(20)}},
+			out:  []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
+		},
+		{
+			name: "sets of an earlier access unit", sets: [][]byte{sps},
 			in:  []inPacket{{payload: pps}, {marker: true, payload: idr(20)}, {step: frame, marker: true, payload: idr(21)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, payload: sets}, {marker: true, payload: idr(21)}}, keyframes: 2},
-		{name: "an aggregate with sets and picture stays", in: []inPacket{{marker: true, payload: stap(sps, pps, idr(20))}},
-			out: []outPacket{{marker: true, payload: stap(sps, pps, idr(20))}}, keyframes: 1},
-		{name: "an aggregate with a picture and no sets", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: stap(sei, idr(20))}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: stap(sei, idr(20))}}, keyframes: 1},
-		{name: "an aggregate that is too large", in: []inPacket{{marker: true, payload: stap(sps, pps, sei, idr(70), idr(10))}},
-			out: []outPacket{{payload: sei}, {payload: sets}, {payload: fu(idr(70), 0, 62)}, {payload: fu(idr(70), 62, 69)}, {marker: true, payload: idr(10)}}, keyframes: 1},
-		{name: "a NAL unit that is too large", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: big}},
-			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 62)}, {payload: fu(big, 62, 124)}, {marker: true, payload: fu(big, 124, 149)}}, keyframes: 1},
-		{name: "a NAL unit that just fits", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(testMTU)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(testMTU)}}, keyframes: 1},
-		{name: "fragments that fit", sets: [][]byte{sps, pps}, in: []inPacket{{payload: fu(big, 0, 60)}, {payload: fu(big, 60, 120)}, {marker: true, payload: fu(big, 120, 149)}},
-			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 60)}, {payload: fu(big, 60, 120)}, {marker: true, payload: fu(big, 120, 149)}}, keyframes: 1},
-		{name: "fragments that are too large", sets: [][]byte{sps, pps}, in: []inPacket{{payload: fu(big, 0, 100)}, {marker: true, payload: fu(big, 100, 149)}},
-			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 62)}, {payload: fu(big, 62, 100)}, {marker: true, payload: fu(big, 100, 149)}}, keyframes: 1},
-		{name: "one fragment that is everything", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: fu(idr(20), 0, 19)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1},
-		{name: "slices of one picture", sets: [][]byte{sps, pps}, in: []inPacket{{payload: idr(20)}, {payload: idr(21)}, {marker: true, payload: idr(22)}},
-			out: []outPacket{{payload: sets}, {payload: idr(20)}, {payload: idr(21)}, {marker: true, payload: idr(22)}}, keyframes: 1},
-		{name: "more packets than a burst has", sets: [][]byte{sps, pps}, in: many, out: manyOut, keyframes: 1},
-		{name: "no marker bits", sets: [][]byte{sps, pps}, in: []inPacket{{payload: idr(20)}, {step: frame, payload: inter(20)}, {step: frame, marker: true, payload: inter(21)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}, {step: frame, marker: true, payload: inter(21)}}, keyframes: 1},
-		{name: "lost packets", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {skip: 3, step: frame, marker: true, payload: inter(20)}, {skip: 1000, step: frame, marker: true, payload: inter(21)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {gap: 3, step: frame, marker: true, payload: inter(20)}, {gap: 32, step: frame, marker: true, payload: inter(21)}}, keyframes: 1},
-		{name: "a picture whose end is lost gets no marker", sets: [][]byte{sps, pps}, in: []inPacket{{payload: idr(20)}, {skip: 1, step: frame, marker: true, payload: inter(20)}},
-			out: []outPacket{{payload: sets}, {payload: idr(20)}, {gap: 1, step: frame, marker: true, payload: inter(20)}}, keyframes: 1},
-		{name: "late and repeated packets", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {skip: 65535, marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}}, keyframes: 1, discards: Discards{Late: 1}},
-		{name: "a sequence begun anew", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {skip: 20_000, step: frame, marker: true, payload: inter(20)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {gap: 1, step: frame, marker: true, payload: inter(20)}}, keyframes: 1},
-		{name: "new sets in the middle", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {step: frame, payload: testSPS(0, 320, 180)}, {marker: true, payload: idr(20)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, payload: stap(testSPS(0, 320, 180), pps)}, {marker: true, payload: idr(20)}}, keyframes: 2},
-		{name: "sets with other ids are all kept", sets: [][]byte{sps, pps}, in: []inPacket{{payload: testPPS(1)}, {marker: true, payload: idr(20)}},
-			out: []outPacket{{payload: stap(sps, pps, testPPS(1))}, {marker: true, payload: idr(20)}}, keyframes: 1},
-		{name: "sets too large for one packet", sets: [][]byte{sps, testPPS(0, make([]byte, 60)...)}, in: []inPacket{{marker: true, payload: idr(20)}},
-			out: []outPacket{{payload: sps}, {payload: testPPS(0, make([]byte, 60)...)}, {marker: true, payload: idr(20)}}, keyframes: 1},
-		{name: "no sets at all", in: []inPacket{{marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}}},
-		{name: "begins between keyframes", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: inter(20)}, {step: frame, marker: true, payload: idr(20)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1},
-		{name: "malformed packets", sets: [][]byte{sps, pps}, in: []inPacket{
-			{payload: nil}, {payload: []byte{0x1f}}, {payload: []byte{0}}, {payload: []byte{0xe5, 0x88}}, {payload: []byte{0x7c}}, {payload: []byte{0x7c, 0x80, 1}},
-			{payload: []byte{0x7c, 0x9c, 1}}, {payload: []byte{0x78}}, {payload: []byte{0x78, 0, 9, 0x65}}, {payload: append(stap(idr(20)), 0)}, {payload: stap(stap(idr(9)))},
-			{payload: []byte{0x79, 1, 2, 3}}, {payload: []byte{0x7a, 1, 2, 3}}, {payload: []byte{0x7b, 1, 2, 3}}, {payload: []byte{0x7d, 1, 2, 3}},
-			{payload: []byte{0x67, 1}}, {payload: []byte{0x68}}, {payload: []byte{0x68, 0}}, {marker: true, payload: idr(20)}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, payload: sets}, {marker: true, payload: idr(21)}}, keyframes: 2,
+		},
+		{
+			name: "an aggregate with sets and picture stays", in: []inPacket{{marker: true, payload: stap(sps, pps, idr(20))}},
+			out: []outPacket{{marker: true, payload: stap(sps, pps, idr(20))}}, keyframes: 1,
+		},
+		{
+			name: "an aggregate with a picture and no sets", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: stap(sei, idr(20))}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: stap(sei, idr(20))}}, keyframes: 1,
+		},
+		{
+			name: "an aggregate that is too large", in: []inPacket{{marker: true, payload: stap(sps, pps, sei, idr(70), idr(10))}},
+			out: []outPacket{{payload: sei}, {payload: sets}, {payload: fu(idr(70), 0, 62)}, {payload: fu(idr(70), 62, 69)}, {marker: true, payload: idr(10)}}, keyframes: 1,
+		},
+		{
+			name: "a NAL unit that is too large", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: big}},
+			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 62)}, {payload: fu(big, 62, 124)}, {marker: true, payload: fu(big, 124, 149)}}, keyframes: 1,
+		},
+		{
+			name: "a NAL unit that just fits", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(testMTU)}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(testMTU)}}, keyframes: 1,
+		},
+		{
+			name: "fragments that fit", sets: [][]byte{sps, pps}, in: []inPacket{{payload: fu(big, 0, 60)}, {payload: fu(big, 60, 120)}, {marker: true, payload: fu(big, 120, 149)}},
+			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 60)}, {payload: fu(big, 60, 120)}, {marker: true, payload: fu(big, 120, 149)}}, keyframes: 1,
+		},
+		{
+			name: "fragments that are too large", sets: [][]byte{sps, pps}, in: []inPacket{{payload: fu(big, 0, 100)}, {marker: true, payload: fu(big, 100, 149)}},
+			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 62)}, {payload: fu(big, 62, 100)}, {marker: true, payload: fu(big, 100, 149)}}, keyframes: 1,
+		},
+		{
+			name: "one fragment that is everything", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: fu(idr(20), 0, 19)}},
 			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
-			discards: Discards{Malformed: 11, UnsupportedFormat: 4, ParameterSets: 3}},
+		},
+		{
+			name: "slices of one picture", sets: [][]byte{sps, pps}, in: []inPacket{{payload: idr(20)}, {payload: idr(21)}, {marker: true, payload: idr(22)}},
+			out: []outPacket{{payload: sets}, {payload: idr(20)}, {payload: idr(21)}, {marker: true, payload: idr(22)}}, keyframes: 1,
+		},
+		{name: "more packets than a burst has", sets: [][]byte{sps, pps}, in: many, out: manyOut, keyframes: 1},
+		{
+			name: "no marker bits", sets: [][]byte{sps, pps}, in: []inPacket{{payload: idr(20)}, {step: frame, payload: inter(20)}, {step: frame, marker: true, payload: inter(21)}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}, {step: frame, marker: true, payload: inter(21)}}, keyframes: 1,
+		},
+		{
+			name: "lost packets", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {skip: 3, step: frame, marker: true, payload: inter(20)}, {skip: 1000, step: frame, marker: true, payload: inter(21)}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {gap: 3, step: frame, marker: true, payload: inter(20)}, {gap: 32, step: frame, marker: true, payload: inter(21)}}, keyframes: 1,
+		},
+		{
+			name: "a picture whose end is lost gets no marker", sets: [][]byte{sps, pps}, in: []inPacket{{payload: idr(20)}, {skip: 1, step: frame, marker: true, payload: inter(20)}},
+			out: []outPacket{{payload: sets}, {payload: idr(20)}, {gap: 1, step: frame, marker: true, payload: inter(20)}}, keyframes: 1,
+		},
+		{
+			name: "late and repeated packets", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {skip: 65535, marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}}, keyframes: 1, discards: Discards{Late: 1},
+		},
+		{
+			name: "a sequence begun anew", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {skip: 20_000, step: frame, marker: true, payload: inter(20)}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {gap: 1, step: frame, marker: true, payload: inter(20)}}, keyframes: 1,
+		},
+		{
+			name: "new sets in the middle", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {step: frame, payload: testSPS(0, 320, 180)}, {marker: true, payload: idr(20)}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, payload: stap(testSPS(0, 320, 180), pps)}, {marker: true, payload: idr(20)}}, keyframes: 2,
+		},
+		{
+			name: "sets with other ids are all kept", sets: [][]byte{sps, pps}, in: []inPacket{{payload: testPPS(1)}, {marker: true, payload: idr(20)}},
+			out: []outPacket{{payload: stap(sps, pps, testPPS(1))}, {marker: true, payload: idr(20)}}, keyframes: 1,
+		},
+		{
+			name: "sets too large for one packet", sets: [][]byte{sps, testPPS(0, make([]byte, 60)...)}, in: []inPacket{{marker: true, payload: idr(20)}},
+			out: []outPacket{{payload: sps}, {payload: testPPS(0, make([]byte, 60)...)}, {marker: true, payload: idr(20)}}, keyframes: 1,
+		},
+		{name: "no sets at all", in: []inPacket{{marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}}},
+		{
+			name: "begins between keyframes", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: inter(20)}, {step: frame, marker: true, payload: idr(20)}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
+		},
+		{
+			name: "malformed packets", sets: [][]byte{sps, pps}, in: []inPacket{
+				{payload: nil},
+				{payload: []byte{0x1f}},
+				{payload: []byte{0}},
+				{payload: []byte{0xe5, 0x88}},
+				{payload: []byte{0x7c}},
+				{payload: []byte{0x7c, 0x80, 1}},
+				{payload: []byte{0x7c, 0x9c, 1}},
+				{payload: []byte{0x78}},
+				{payload: []byte{0x78, 0, 9, 0x65}},
+				{payload: append(stap(idr(20)), 0)},
+				{payload: stap(stap(idr(9)))},
+				{payload: []byte{0x79, 1, 2, 3}},
+				{payload: []byte{0x7a, 1, 2, 3}},
+				{payload: []byte{0x7b, 1, 2, 3}},
+				{payload: []byte{0x7d, 1, 2, 3}},
+				{payload: []byte{0x67, 1}},
+				{payload: []byte{0x68}},
+				{payload: []byte{0x68, 0}},
+				{marker: true, payload: idr(20)},
+			},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
+			discards: Discards{Malformed: 11, UnsupportedFormat: 4, ParameterSets: 3},
+		},
 	}
 }
 
@@ -188,6 +252,7 @@ func TestH264KeepsUnits(t *testing.T) {
 }
 
 func pictureUnits(t *testing.T, payloads [][]byte) (units [][]byte) {
+	t.Helper()
 	var d codecs.H264Packet
 	for _, p := range payloads {
 		stream, err := d.Unmarshal(p)

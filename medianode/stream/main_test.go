@@ -2,11 +2,8 @@ package stream
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
-	"errors"
 	"testing"
-	"time"
 
 	"github.com/pion/rtp"
 	"go.uber.org/goleak"
@@ -178,21 +175,3 @@ func packets(bursts []*Burst) []Packet {
 	}
 	return out
 }
-
-// next returns the next burst within a second.
-func next(t *testing.T, sub *Subscription) *Burst {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	for {
-		ev, err := sub.Next(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if b, ok := ev.(*Burst); ok {
-			return b
-		}
-	}
-}
-
-var errTest = errors.New("test")

@@ -1,0 +1,248 @@
+// Package medianode is the media node: it pulls the cameras that the control
+// plane assigns to it and brings each of them to any number of viewers.
+//
+// A Node has a control stream to the control plane (agent.go). What it should
+// run comes as a complete desired set, which it reconciles its cameras to
+// (reconcile.go); what it sees of them goes back as states, at once, and as
+// figures, coarsely. A camera (camera.go) is a stream.Stream and, while it is
+// to be pulled, a source.Source that writes into it. Gateways open sessions over
+// gRPC (sessions.go), each a session.Session that reads from the stream.
+//
+// What changes of a camera restarts no more than it must: with another URL or
+// password the source is another, and the stream and its sessions stay. A
+// camera that is lost and comes back is the same stream too. Sessions end when
+// their viewer leaves, when the camera is taken from the node, and when the node
+// stops.
+//
+// While no control plane can be reached the node goes on with what it has and
+// takes sessions for it. The exception are cameras that accept a single RTSP
+// session (max_sessions 1): after the lease's time without a control stream
+// they are not pulled, for another node may be about to.
+//
+// The node stores nothing, places nothing, and authenticates no viewers: that is
+// the gateway's part, and gateways are who may call it.
+package medianode
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"fanlight/internal/fleet"
+	"fanlight/internal/rpc"
+	"fanlight/medianode/session"
+	"fanlight/medianode/source"
+	"fanlight/medianode/udp"
+	controlv1 "fanlight/proto/fanlight/control/v1"
+	mediav1 "fanlight/proto/fanlight/media/v1"
+)
+
+// Services says who may call the node's services.
+var Services = map[string]rpc.Role{mediav1.SessionService_ServiceDesc.ServiceName: rpc.RoleGateway}
+
+// Config is how a Node is made. Node, ControlPlane and SessionAddress must be
+// given.
+type Config struct {
+	Log *slog.Logger // nil: nothing is logged
+
+	Node           fleet.NodeID
+	ControlPlane   *grpc.ClientConn // to any replica; the caller's to close, after Run
+	SessionAddress string           // host:port where gateways reach SessionService
+	Version        string           // of fanlight
+	Labels         map[string]string
+	Capacity       Capacity
+
+	Media     netip.AddrPort // UDP and TCP, for all viewers; zero: 127.0.0.1 and a free port; port 0: a free one
+	Advertise []netip.Addr   // where browsers reach Media; none: where it listens
+
+	CameraNetworks []netip.Prefix   // where cameras may be; none: anywhere
+	SourceTimeouts source.Timeouts  // zero: the defaults
+	SourceRetry    source.Retry     // zero: the defaults
+	Sessions       session.Timeouts // zero: the defaults
+}
+
+// Capacity is what a node may be given. 0 in a field: no limit.
+type Capacity struct {
+	Cameras    int
+	IngressBPS int64 // bits per second from cameras
+	EgressBPS  int64 // bits per second to viewers
+	Viewers    int   // sessions; the node refuses more itself
+}
+
+// Node is one media node. Its methods may be called from any goroutine.
+type Node struct {
+	// Static after New.
+	cfg     Config
+	log     *slog.Logger
+	bootID  string
+	changes *changes // the cameras with something to report
+
+	mu       sync.Mutex // guards the rest; taken before a camera's
+	engine   *session.Engine
+	media    netip.AddrPort // while engine runs
+	reached  bool           // the control plane, ever
+	stopping bool           // or not running yet: takes neither cameras nor sessions
+	cameras  map[fleet.CameraID]*camera
+	leaving  map[fleet.CameraID]*camera // removed, their sources not stopped yet
+	seen     map[fleet.CameraID]int64   // the highest generation, also of cameras long gone
+	applied  chan struct{}              // closed, and replaced, when a desired set has been applied
+	suspend  bool                       // the lease has run out
+	running  sync.WaitGroup             // the cameras' goroutines
+}
+
+// New returns a node that does nothing until Run.
+func New(cfg Config) (*Node, error) {
+	if _, err := fleet.ParseNodeID(string(cfg.Node)); err != nil {
+		return nil, fmt.Errorf("make a media node: %w", err)
+	}
+	if cfg.ControlPlane == nil || cfg.SessionAddress == "" {
+		return nil, errors.New("make a media node: control plane and session address must be given")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if !cfg.Media.IsValid() {
+		cfg.Media = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
+	}
+	return &Node{
+		cfg: cfg, log: cfg.Log.With("node", string(cfg.Node)), bootID: rand.Text(), changes: newChanges(), stopping: true,
+		cameras: make(map[fleet.CameraID]*camera), leaving: make(map[fleet.CameraID]*camera),
+		seen: make(map[fleet.CameraID]int64), applied: make(chan struct{}),
+	}, nil
+}
+
+// Register adds SessionService to a gRPC server.
+func (n *Node) Register(r grpc.ServiceRegistrar) {
+	mediav1.RegisterSessionServiceServer(r, &sessionService{node: n})
+}
+
+// Run runs the node until ctx ends; then all sessions end with NODE_STOPPING,
+// and it returns nil when everything has stopped. The error is that the media
+// address cannot be listened on. It can be called once.
+func (n *Node) Run(ctx context.Context) error {
+	engine, media, err := n.listen(ctx)
+	if err != nil {
+		return fmt.Errorf("run media node %q: %w", n.cfg.Node, err)
+	}
+	n.mu.Lock()
+	n.engine, n.media, n.stopping = engine, media, false
+	n.mu.Unlock()
+	n.log.Info("media node started", "media", media.String(), "session_address", n.cfg.SessionAddress, "version", n.cfg.Version)
+
+	a := &agent{node: n, client: controlv1.NewAgentServiceClient(n.cfg.ControlPlane), lease: lease{changed: make(chan struct{}, 1)}}
+	a.run(ctx)
+
+	n.mu.Lock()
+	n.stopping = true
+	for id, c := range n.cameras {
+		delete(n.cameras, id)
+		n.letGo(c, fleet.NodeStopping)
+	}
+	n.mu.Unlock()
+	n.running.Wait()
+	if err := engine.Close(); err != nil {
+		n.log.Warn("media sockets not closed", "error", err)
+	}
+	n.log.Info("media node stopped")
+	return nil
+}
+
+// listenAttempts is how often a free port is looked for that UDP and TCP both
+// have.
+const listenAttempts = 20
+
+// listen opens the media sockets, UDP and TCP on the same port.
+func (n *Node) listen(ctx context.Context) (*session.Engine, netip.AddrPort, error) {
+	var conn *udp.Conn
+	var tcp net.Listener
+	var err error
+	for range listenAttempts {
+		if conn, err = udp.Listen(n.cfg.Media, udp.Config{}); err != nil {
+			return nil, netip.AddrPort{}, fmt.Errorf("listen for media: %w", err)
+		}
+		var lc net.ListenConfig
+		if tcp, err = lc.Listen(ctx, "tcp", conn.AddrPort().String()); err == nil {
+			break
+		}
+		if cerr := conn.Close(); cerr != nil {
+			err = errors.Join(err, cerr)
+		}
+		if n.cfg.Media.Port() != 0 {
+			break
+		}
+	}
+	if err != nil {
+		return nil, netip.AddrPort{}, fmt.Errorf("listen for media over TCP: %w", err)
+	}
+	media := conn.AddrPort()
+	engine, err := session.New(session.Config{
+		Log: n.log, UDP: conn, TCP: tcp, Advertise: n.cfg.Advertise,
+		MaxSessions: n.cfg.Capacity.Viewers, Timeouts: n.cfg.Sessions,
+	})
+	return engine, media, err
+}
+
+// Ready returns nil while the node runs and has reached the control plane once;
+// what it has been told it can serve without.
+func (n *Node) Ready() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.stopping:
+		return fmt.Errorf("media node %q is not running: %w", n.cfg.Node, fleet.Unavailable)
+	case !n.reached:
+		return fmt.Errorf("media node %q has not reached the control plane: %w", n.cfg.Node, fleet.Unavailable)
+	}
+	return nil
+}
+
+// MediaAddress returns where viewers' media is listened for, with the port that
+// was chosen; the zero value before Run has opened it.
+func (n *Node) MediaAddress() netip.AddrPort {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.media
+}
+
+// mediaAddresses returns host:port of every candidate.
+func (n *Node) mediaAddresses() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []string
+	for _, a := range n.engine.Addresses() {
+		out = append(out, netip.AddrPortFrom(a, n.media.Port()).String())
+	}
+	return out
+}
+
+// list returns the cameras, by name.
+func (n *Node) list() []*camera {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := slices.Collect(maps.Values(n.cameras))
+	slices.SortFunc(out, func(a, b *camera) int { return strings.Compare(string(a.id), string(b.id)) })
+	return out
+}
+
+// sleep waits for d or until ctx ends, and tells which.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,190 @@
+package medianode
+
+import (
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"fanlight/internal/fleet"
+	controlv1 "fanlight/proto/fanlight/control/v1"
+)
+
+// figures are what moves all the time: reported coarsely. Guarded by camera.mu.
+type figures struct {
+	next      time.Time // not before
+	bitrate   float64
+	fps       float64
+	interval  float64 // seconds between keyframes
+	lost      int64
+	viewers   int
+	width     int
+	height    int
+	announced fleet.CameraState
+}
+
+// noticeable tells whether a figure has moved by more than a tenth.
+func noticeable(old, now float64) bool {
+	return math.Abs(now-old) > 0.1*math.Max(math.Abs(old), math.Abs(now))
+}
+
+func figuresOf(status fleet.CameraStatus) figures {
+	f := figures{viewers: status.Viewers, announced: status.State}
+	for _, p := range status.Profiles {
+		f.bitrate += float64(p.BitrateBPS)
+		f.fps += p.FramesPerSecond
+		f.interval += p.KeyframeInterval.Seconds()
+		f.lost += p.PacketsLost
+		for _, t := range p.Tracks {
+			f.width, f.height = max(f.width, t.Width), max(f.height, t.Height)
+		}
+	}
+	return f
+}
+
+// moved tells whether f is worth a report after old.
+func (f figures) moved(old figures) bool {
+	return noticeable(old.bitrate, f.bitrate) || noticeable(old.fps, f.fps) || noticeable(old.interval, f.interval) ||
+		f.lost != old.lost || f.viewers != old.viewers || f.width != old.width || f.height != old.height
+}
+
+// observe returns what to report of a camera. Because its state changed: always,
+// and its figures soon after. Else only if they have moved and it is time; nil:
+// nothing.
+func (c *camera) observe(now time.Time, changed bool) *controlv1.ObservedCamera {
+	status, generation := c.status()
+	f := figuresOf(status)
+	c.mu.Lock()
+	old := c.figures
+	if !changed && (now.Before(old.next) || !f.moved(old)) {
+		c.mu.Unlock()
+		return nil
+	}
+	f.next = now.Add(figuresInterval + rand.N(figuresCheck))
+	if changed && f.announced != old.announced {
+		f.next = now.Add(firstFigures)
+	}
+	c.figures = f
+	c.mu.Unlock()
+	return &controlv1.ObservedCamera{Camera: c.id.Name(), Generation: generation, Status: toStatus(status)}
+}
+
+// reportChanges reports the cameras whose state changed.
+func (c *controlStream) reportChanges() error {
+	n, now := c.agent.node, time.Now()
+	var out []*controlv1.ObservedCamera
+	ids := n.changes.take()
+	for _, camera := range n.list() {
+		if _, ok := ids[camera.id]; ok {
+			out = append(out, camera.observe(now, true))
+		}
+	}
+	return c.report(out, nil)
+}
+
+// reportFigures reports the cameras whose figures have moved, and the node's
+// load.
+func (c *controlStream) reportFigures(now time.Time) error {
+	n := c.agent.node
+	var out []*controlv1.ObservedCamera
+	load := nodeLoad{next: now.Add(figuresInterval + rand.N(figuresCheck))}
+	for _, camera := range n.list() {
+		if o := camera.observe(now, false); o != nil {
+			out = append(out, o)
+		}
+		load.add(camera)
+	}
+	if !now.Before(c.load.next) && load.moved(c.load) {
+		c.load = load
+		return c.report(out, load.proto())
+	}
+	return c.report(out, nil)
+}
+
+// report sends what there is, in pieces.
+func (c *controlStream) report(cameras []*controlv1.ObservedCamera, load *controlv1.NodeLoad) error {
+	for len(cameras) > 0 || load != nil {
+		part := cameras[:min(len(cameras), maxReported)]
+		m := &controlv1.Report{Cameras: part, Load: load}
+		if err := c.send(&controlv1.SyncRequest{Message: &controlv1.SyncRequest_Report{Report: m}}); err != nil {
+			return err
+		}
+		cameras, load = cameras[len(part):], nil
+	}
+	return nil
+}
+
+// nodeLoad is what the node has.
+type nodeLoad struct {
+	next             time.Time // the next report is not due before
+	cameras, viewers int
+	ingress, egress  float64 // bits per second
+}
+
+// add adds a camera. What goes to its viewers is taken to be what comes, once
+// for each.
+func (l *nodeLoad) add(c *camera) {
+	status, _ := c.status()
+	bps := float64(c.stream.Stats().BitrateBPS)
+	if status.State != fleet.CameraIdle {
+		l.cameras++
+	}
+	l.viewers += status.Viewers
+	l.ingress += bps
+	l.egress += bps * float64(status.Viewers)
+}
+
+// moved tells whether l is worth a report after old.
+func (l nodeLoad) moved(old nodeLoad) bool {
+	return l.cameras != old.cameras || l.viewers != old.viewers || noticeable(old.ingress, l.ingress) || noticeable(old.egress, l.egress)
+}
+
+func (l nodeLoad) proto() *controlv1.NodeLoad {
+	return &controlv1.NodeLoad{
+		Cameras: int32(l.cameras), Viewers: int32(l.viewers), IngressBps: int64(l.ingress), EgressBps: int64(l.egress),
+	}
+}
+
+var cameraStates = map[fleet.CameraState]controlv1.CameraStatus_State{
+	fleet.CameraConnecting: controlv1.CameraStatus_STATE_CONNECTING,
+	fleet.CameraLive:       controlv1.CameraStatus_STATE_LIVE,
+	fleet.CameraFailed:     controlv1.CameraStatus_STATE_FAILED,
+	fleet.CameraIdle:       controlv1.CameraStatus_STATE_IDLE,
+}
+
+// toStatus returns a status as the control plane takes it.
+func toStatus(in fleet.CameraStatus) *controlv1.CameraStatus {
+	out := &controlv1.CameraStatus{
+		State: cameraStates[in.State], Reason: controlv1.Reason(controlv1.Reason_value[in.Reason.Enum()]), Message: in.Message, Viewers: int32(in.Viewers),
+	}
+	if in.State == fleet.CameraFailed && !in.RetryTime.IsZero() {
+		out.RetryTime = timestamppb.New(in.RetryTime)
+	}
+	if !in.Since.IsZero() {
+		out.StateTime = timestamppb.New(in.Since)
+	}
+	for _, p := range in.Profiles {
+		profile := &controlv1.ProfileStatus{
+			Id: p.ID, Transport: transportsAPI[p.Transport], BitrateBps: p.BitrateBPS, FramesPerSecond: p.FramesPerSecond, PacketsLost: p.PacketsLost,
+		}
+		if p.KeyframeInterval > 0 {
+			profile.KeyframeInterval = durationpb.New(p.KeyframeInterval)
+		}
+		for _, t := range p.Tracks {
+			profile.Tracks = append(profile.Tracks, &controlv1.TrackStatus{
+				Codec: t.Codec, Width: int32(t.Width), Height: int32(t.Height), UnsupportedReason: t.UnsupportedReason,
+			})
+		}
+		out.Profiles = append(out.Profiles, profile)
+	}
+	return out
+}
+
+var transportsAPI = map[fleet.Transport]controlv1.Profile_Transport{
+	fleet.TransportAuto:      controlv1.Profile_TRANSPORT_AUTO,
+	fleet.TransportTCP:       controlv1.Profile_TRANSPORT_TCP,
+	fleet.TransportUDP:       controlv1.Profile_TRANSPORT_UDP,
+	fleet.TransportMulticast: controlv1.Profile_TRANSPORT_MULTICAST,
+}
