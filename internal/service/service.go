@@ -135,21 +135,27 @@ func signalContext(parent context.Context, log *slog.Logger, exit func(stack boo
 	}
 }
 
-// Listen listens on a TCP address that came from a flag. The error names the
-// flag and says what to do.
+// Listen listens on a TCP address that came from a flag. See [ListenError].
 func Listen(ctx context.Context, flag, addr string) (net.Listener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, ListenError(flag, addr, err)
+	}
+	return l, nil
+}
+
+// ListenError explains why an address that came from a flag cannot be listened
+// on: it names the flag and says what to do.
+func ListenError(flag, addr string, err error) error {
 	switch {
-	case err == nil:
-		return l, nil
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("--%s %s: the port is in use by another process; stop that one or give another port with --%s", flag, addr, flag)
+		return fmt.Errorf("--%s %s: the port is in use by another process; stop that one or give another port with --%s", flag, addr, flag)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return nil, fmt.Errorf("--%s %s: this machine does not have that address: %w", flag, addr, err)
+		return fmt.Errorf("--%s %s: this machine does not have that address: %w", flag, addr, err)
 	case errors.Is(err, syscall.EACCES):
-		return nil, fmt.Errorf("--%s %s: not allowed; ports below 1024 need the privilege to bind them: %w", flag, addr, err)
+		return fmt.Errorf("--%s %s: not allowed; ports below 1024 need the privilege to bind them: %w", flag, addr, err)
 	default:
-		return nil, fmt.Errorf("--%s %s: %w", flag, addr, err)
+		return fmt.Errorf("--%s %s: %w", flag, addr, err)
 	}
 }
