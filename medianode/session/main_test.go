@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -148,12 +149,12 @@ func connected(r viewertest.Report) bool { return r.State == "connected" }
 type camera struct {
 	t      testing.TB
 	stream *stream.Stream
+	asked  atomic.Int32 // keyframes that were asked for
 
 	mu     sync.Mutex // guards the rest
 	writer *stream.Writer
 	seq    [2]uint16
 	ts     [2]uint32
-	asked  int // keyframes that were asked for
 }
 
 // Parameter sets of a constrained baseline stream of 640 by 360 pixels.
@@ -191,11 +192,7 @@ func (c *camera) connect(tracks ...stream.Track) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	w.OnKeyframeRequest(func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.asked++
-	})
+	w.OnKeyframeRequest(func() { c.asked.Add(1) })
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writer = w
@@ -205,11 +202,7 @@ func (c *camera) connect(tracks ...stream.Track) {
 	}
 }
 
-func (c *camera) keyframeRequests() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.asked
-}
+func (c *camera) keyframeRequests() int { return int(c.asked.Load()) }
 
 // frame writes one picture of n packets, at least, as track 0.
 func (c *camera) frame(key bool, n int) {

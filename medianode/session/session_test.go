@@ -1,13 +1,20 @@
 package session_test
 
 import (
+	"errors"
 	"fmt"
+	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pion/rtp"
 
 	"fanlight/internal/fleet"
 	"fanlight/internal/viewertest"
 	"fanlight/medianode/session"
+	"fanlight/medianode/stream"
 )
 
 func TestOneViewer(t *testing.T) {
@@ -74,4 +81,351 @@ func TestFiftyViewers(t *testing.T) {
 	if got := n.cam.stream.Stats().Viewers; got != viewers {
 		t.Errorf("the stream has %d subscriptions, want %d", got, viewers)
 	}
+}
+
+func TestNACK(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.connect(h264Track())
+	n.cam.play(10*time.Millisecond, false)
+	dropped := map[uint16]bool{}
+	v := newViewer(t, viewertest.Config{NACK: true, Drop: func(h *rtp.Header) bool {
+		// Only the first packet of the video's own payload type, and only once:
+		// what is sent again, over RTX, gets through.
+		if h.PayloadType != videoPT || h.SequenceNumber%7 != 0 || dropped[h.SequenceNumber] {
+			return false
+		}
+		dropped[h.SequenceNumber] = true
+		return true
+	}})
+	r := n.watch(t, v, session.OpenConfig{})
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Late >= 50 && r.Video.Missing == 0 })
+	got := v.Report().Video
+	if got.PayloadType != videoPT {
+		t.Fatalf("the video's payload type is %d, the test assumes %d", got.PayloadType, videoPT)
+	}
+	if st := r.Stats(); st.Nacked < 50 {
+		t.Errorf("the session was asked for %d packets, want 50 at least", st.Nacked)
+	}
+}
+
+// videoPT is the payload type of H264 42e01f in the viewer's offers, which is
+// what the camera sends.
+const videoPT = 102
+
+func TestPLI(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.connect(h264Track())
+	n.cam.play(10*time.Millisecond, false)
+	v := newViewer(t, viewertest.Config{})
+	r := n.watch(t, v, session.OpenConfig{})
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > 0 })
+	if n.cam.keyframeRequests() == 0 {
+		t.Error("no keyframe was asked for when the viewer was connected")
+	}
+	before := n.cam.keyframeRequests()
+	deadline := time.Now().Add(20 * time.Second)
+	for n.cam.keyframeRequests() == before {
+		if time.Now().After(deadline) {
+			t.Fatal("the camera was not asked for a keyframe")
+		}
+		if err := v.SendPLI(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if r.Stats().KeyframeRequests == 0 {
+		t.Error("the viewer's wish was not counted")
+	}
+}
+
+func TestTCP(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.connect(h264Track())
+	n.cam.play(10*time.Millisecond, false)
+	v := newViewer(t, viewertest.Config{TCP: true})
+	n.watch(t, v, session.OpenConfig{})
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames >= 50 })
+	if got := v.Report().Video; !got.Perfect() || v.Protocol() != "tcp" {
+		t.Errorf("over %s: %v", v.Protocol(), got)
+	}
+}
+
+func TestTrickle(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.connect(h264Track())
+	n.cam.play(10*time.Millisecond, false)
+	toNode := make(chan viewertest.Candidate, 100)
+	v := newViewer(t, viewertest.Config{Trickle: true, OnCandidate: func(c viewertest.Candidate) { toNode <- c }})
+	var fromNode []session.Candidate // written by Run, read after it
+	r := n.watch(t, v, session.OpenConfig{Trickle: true, OnCandidate: func(c session.Candidate) {
+		fromNode = append(fromNode, c)
+		if err := v.AddCandidate(viewertest.Candidate(c)); err != nil {
+			t.Error(err)
+		}
+	}})
+	for c := range toNode {
+		if err := r.AddCandidate(session.Candidate(c)); err != nil {
+			t.Error(err)
+		}
+		if c.Candidate == "" {
+			break
+		}
+	}
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > 5 })
+	r.stop()
+	if len(fromNode) != 3 {
+		t.Fatalf("the node sent %d candidates, want UDP, TCP and the end: %+v", len(fromNode), fromNode)
+	}
+	if end := fromNode[2]; end.Candidate != "" {
+		t.Errorf("the last candidate is %+v, want the end", end)
+	}
+}
+
+func TestRestart(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.connect(h264Track(), pcmaTrack())
+	n.cam.play(10*time.Millisecond, true)
+	v := newViewer(t, viewertest.Config{Audio: true})
+	r := n.watch(t, v, session.OpenConfig{})
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > 5 })
+	ssrc := v.Report().Video.SSRC
+	for range 2 {
+		offer, err := v.Restart(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := r.Restart(offer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Count(answer, "a=candidate:") == 0 {
+			t.Error("the answer has no candidates")
+		}
+		if err := v.Answer(answer); err != nil {
+			t.Fatal(err)
+		}
+		from := v.Report().Video.Frames
+		wait(t, v, func(r viewertest.Report) bool { return connected(r) && r.Video.Frames > from+50 })
+	}
+	if got := v.Report().Video; got.SSRC != ssrc || got.Missing > 0 || got.Backwards > 0 {
+		t.Errorf("after the restarts: %v, SSRC %d, before %d", got, got.SSRC, ssrc)
+	}
+}
+
+func TestRestartRefused(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.connect(h264Track())
+	n.cam.play(10*time.Millisecond, false)
+	v := newViewer(t, viewertest.Config{})
+	r := n.watch(t, v, session.OpenConfig{})
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > 5 })
+
+	again, err := newViewer(t, viewertest.Config{}).Offer(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, err := newViewer(t, viewertest.Config{Audio: true}).Offer(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, offer := range map[string]string{
+		"not SDP": "hello", "another certificate": again, "another section": more,
+	} {
+		if _, err := r.Restart(offer); !errors.Is(err, fleet.BadOffer) {
+			t.Errorf("%s: the error is %v, want BAD_OFFER", name, err)
+		}
+	}
+	from := v.Report().Video.Frames
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > from+10 })
+}
+
+// A camera that goes away and comes back is seen again in the same peer
+// connection, and the viewer is told in between.
+func TestCameraReturns(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraLive})
+	n.cam.connect(h264Track(), pcmaTrack())
+	stop := n.cam.play(10*time.Millisecond, true)
+	v := newViewer(t, viewertest.Config{Audio: true})
+	var mu sync.Mutex
+	var states []fleet.CameraState
+	n.watch(t, v, session.OpenConfig{OnStatus: func(s fleet.CameraStatus) {
+		mu.Lock()
+		defer mu.Unlock()
+		states = append(states, s.State)
+	}})
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames >= 30 })
+	stop()
+	n.cam.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonConnectionRefused})
+	time.Sleep(300 * time.Millisecond) // media pauses
+	n.cam.connect(h264Track(), pcmaTrack())
+	n.cam.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraLive})
+	from := v.Report().Video
+	n.cam.play(10*time.Millisecond, true)
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames >= from.Frames+30 })
+	got := v.Report()
+	if !got.Video.Perfect() || got.Video.Backwards > 0 || got.Video.SSRC != from.SSRC || !connected(got) {
+		t.Errorf("after the camera's return: %v", got)
+	}
+	if !got.Audio.Perfect() {
+		t.Errorf("after the camera's return: audio %v", got.Audio)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if diff := cmp.Diff([]fleet.CameraState{fleet.CameraLive, fleet.CameraFailed, fleet.CameraLive}, states); diff != "" {
+		t.Errorf("the viewer was told (-want +got):\n%s", diff)
+	}
+}
+
+// A viewer may come before the camera.
+func TestCameraComesLater(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonTimeout})
+	v := newViewer(t, viewertest.Config{Audio: true})
+	status := make(chan fleet.CameraStatus, 10)
+	n.watch(t, v, session.OpenConfig{OnStatus: func(s fleet.CameraStatus) { status <- s }})
+	if s := <-status; s.Reason != fleet.ReasonTimeout {
+		t.Errorf("the viewer was told %+v first", s)
+	}
+	wait(t, v, connected)
+	n.cam.connect(h264Track(), stream.Track{Kind: stream.Audio, Codec: "OPUS", ClockRate: 48000, Channels: 2})
+	n.cam.play(10*time.Millisecond, true)
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > 20 && r.Audio.Packets > 20 })
+	if got := v.Report(); !got.Video.Perfect() || !got.Audio.Perfect() || got.Audio.Codec != "audio/opus" {
+		t.Errorf("%v", got)
+	}
+}
+
+// A camera without audio leaves the viewer's audio section off.
+func TestNoAudio(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.connect(h264Track())
+	n.cam.play(10*time.Millisecond, false)
+	v := newViewer(t, viewertest.Config{Audio: true})
+	ctx := testContext(t)
+	offer, err := v.Offer(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, answer, err := n.Open(ctx, session.OpenConfig{Stream: n.cam.stream, Offer: offer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, audio, ok := strings.Cut(answer, "m=audio")
+	if !ok || !strings.Contains(audio, "a=inactive") || strings.Contains(audio, "a=ssrc") {
+		t.Errorf("the audio section is not inactive:\n%s", answer)
+	}
+	run(t, s)
+	if err := v.Answer(answer); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > 5 })
+}
+
+// A viewer that vanishes is given up; one that says goodbye ends at once.
+func TestViewerLeaves(t *testing.T) {
+	n := newNode(t, func(c *session.Config) {
+		c.Timeouts = session.Timeouts{Disconnected: time.Second, Failed: 2 * time.Second, Keepalive: 200 * time.Millisecond}
+	})
+	n.cam.connect(h264Track())
+	n.cam.play(10*time.Millisecond, false)
+	for _, leave := range []struct {
+		name string
+		do   func(*viewertest.Viewer)
+	}{
+		{"vanishes", (*viewertest.Viewer).Unplug},
+		{"says goodbye", func(v *viewertest.Viewer) { _ = v.Close() }},
+	} {
+		t.Run(leave.name, func(t *testing.T) {
+			v := newViewer(t, viewertest.Config{})
+			r := n.watch(t, v, session.OpenConfig{})
+			wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > 0 })
+			leave.do(v)
+			want(t, r.wait(t), fleet.PeerConnectionFailed)
+			if got := n.Stats().Sessions; got != 0 {
+				t.Errorf("%d sessions are left", got)
+			}
+		})
+	}
+}
+
+func TestNeverConnects(t *testing.T) {
+	n := newNode(t, func(c *session.Config) { c.Timeouts.Connect = 300 * time.Millisecond })
+	v := newViewer(t, viewertest.Config{Trickle: true}) // whose candidates nobody passes on
+	v.Unplug()
+	r := n.watch(t, v, session.OpenConfig{Trickle: true})
+	want(t, r.wait(t), fleet.PeerConnectionFailed)
+}
+
+func TestStreamCloses(t *testing.T) {
+	n := newNode(t, nil)
+	v := newViewer(t, viewertest.Config{})
+	r := n.watch(t, v, session.OpenConfig{})
+	wait(t, v, connected)
+	n.cam.stream.Close(fleet.CameraMoved)
+	want(t, r.wait(t), fleet.CameraMoved)
+}
+
+func TestNodeFull(t *testing.T) {
+	n := newNode(t, func(c *session.Config) { c.MaxSessions = 1 })
+	offer := offerOf(t)
+	open := func() (*session.Session, error) {
+		s, _, err := n.Open(testContext(t), session.OpenConfig{Stream: n.cam.stream, Offer: offer})
+		return s, err
+	}
+	s, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = open()
+	want(t, err, fleet.NodeFull)
+	s.Close()
+	s.Close()
+	if s, err = open(); err != nil {
+		t.Fatalf("after a session has ended: %v", err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Run(t.Context()); err != nil {
+		t.Errorf("Run of a closed session returned %v", err)
+	}
+	_, err = open()
+	want(t, err, fleet.NodeStopping)
+	want(t, s.AddCandidate(session.Candidate{}), fleet.BadCandidate)
+	_, err = s.Restart(offer)
+	want(t, err, fleet.PeerConnectionFailed)
+}
+
+// A session may be closed at any moment of its connecting.
+func TestCloseAnytime(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.connect(h264Track())
+	n.cam.play(10*time.Millisecond, false)
+	for _, after := range []time.Duration{0, time.Millisecond, 3 * time.Millisecond, 10 * time.Millisecond, 30 * time.Millisecond, 100 * time.Millisecond} {
+		v := newViewer(t, viewertest.Config{})
+		r := n.watch(t, v, session.OpenConfig{})
+		time.Sleep(after)
+		r.Close()
+		if err := r.wait(t); err != nil {
+			t.Errorf("closed after %v, Run returned %v", after, err)
+		}
+	}
+}
+
+func TestRunTwice(t *testing.T) {
+	n := newNode(t, nil)
+	v := newViewer(t, viewertest.Config{})
+	r := n.watch(t, v, session.OpenConfig{})
+	wait(t, v, connected)
+	want(t, r.Run(t.Context()), fleet.Internal)
+}
+
+func offerOf(t testing.TB) string {
+	t.Helper()
+	offer, err := newViewer(t, viewertest.Config{Audio: true}).Offer(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return offer
 }
