@@ -1,0 +1,99 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"fanlight/controlplane/store"
+	"fanlight/internal/certs"
+)
+
+// etcdFlags say where a control plane keeps its state.
+type etcdFlags struct {
+	data         string
+	endpoints    []string
+	files        certs.Files
+	username     string
+	passwordFile string
+	prefix       string
+	keyFile      string
+
+	member      string
+	cluster     map[string]string
+	listenPeer  string
+	join        bool
+	clusterName string
+	peers       certs.Files
+}
+
+func (e *etcdFlags) dataFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&e.data, "data", "./fanlight-data", "`directory` of the state")
+	flags.StringVar(&e.keyFile, "key-file", "", "`file` with the 32 bytes that seal the cameras' passwords (default: secret.key in the data directory, made if missing)")
+}
+
+func (e *etcdFlags) clusterFlags(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&e.endpoints, "etcd-endpoints", nil, "`URLs` of an etcd elsewhere, in place of --data; needs --key-file")
+	flags.StringVar(&e.files.CA, "etcd-ca", "", "PEM `file` of the authority that signed its certificates")
+	flags.StringVar(&e.files.Cert, "etcd-cert", "", "PEM `file` of this process' certificate for it")
+	flags.StringVar(&e.files.Key, "etcd-key", "", "PEM `file` of its key")
+	flags.StringVar(&e.username, "etcd-username", "", "its user `name`")
+	flags.StringVar(&e.passwordFile, "etcd-password-file", "", "`file` with its password")
+	flags.StringVar(&e.prefix, "etcd-prefix", "", "`prefix` of all keys, ending with \"/\" (default \"/fanlight/\")")
+	flags.StringToStringVar(&e.cluster, "initial-cluster", nil, "control planes that keep the state among themselves: `name=https://host:port`, each")
+	flags.StringVar(&e.member, "name", "", "this control plane's `name` in --initial-cluster, and in the log")
+	flags.StringVar(&e.listenPeer, "listen-peer", "", "`URL` at which this one listens to the others (default: its own in --initial-cluster)")
+	flags.BoolVar(&e.join, "join", false, "this one is added to a cluster that exists")
+	flags.StringVar(&e.clusterName, "cluster-token", "", "`word` that tells clusters apart (default \"fanlight\")")
+	flags.StringVar(&e.peers.Cert, "peer-cert", "", "PEM `file` of this one's certificate for the others")
+	flags.StringVar(&e.peers.Key, "peer-key", "", "PEM `file` of its key")
+	flags.StringVar(&e.peers.CA, "peer-ca", "", "PEM `file` of the authority that signed theirs")
+}
+
+// config returns the store's configuration. dataGiven tells whether --data was
+// given, and is not the default.
+func (e *etcdFlags) config(log *slog.Logger, dataGiven bool) (store.Config, error) {
+	cfg := store.Config{Log: log.With("component", "store"), KeyFile: e.keyFile, Prefix: e.prefix}
+	if len(e.endpoints) > 0 {
+		return e.external(cfg, dataGiven)
+	}
+	cfg.DataDir = e.data
+	if len(e.cluster) == 0 {
+		return cfg, nil
+	}
+	if _, ok := e.cluster[e.member]; !ok {
+		return cfg, usagef("--name %q is not in --initial-cluster", e.member)
+	}
+	cfg.Member = &store.Member{
+		Name: e.member, InitialCluster: e.cluster, ListenPeer: e.listenPeer, Join: e.join, Token: e.clusterName,
+		CertFile: e.peers.Cert, KeyFile: e.peers.Key, CAFile: e.peers.CA,
+	}
+	return cfg, nil
+}
+
+func (e *etcdFlags) external(cfg store.Config, dataGiven bool) (store.Config, error) {
+	switch {
+	case dataGiven:
+		return cfg, usagef("give --data or --etcd-endpoints, not both")
+	case e.keyFile == "":
+		return cfg, usagef("--etcd-endpoints needs --key-file: 32 random bytes, the same on every control plane")
+	}
+	cfg.Endpoints, cfg.Username = e.endpoints, e.username
+	if e.passwordFile != "" {
+		password, err := readPassword(e.passwordFile, strings.NewReader(""))
+		if err != nil {
+			return cfg, usagef("--etcd-password-file: %w", err)
+		}
+		cfg.Password = password
+	}
+	if e.files != (certs.Files{}) {
+		tlsConfig, err := e.files.ClientTLS(func(err error) { cfg.Log.Error("certificate", "error", err) })
+		if err != nil {
+			return cfg, usageError{fmt.Errorf("etcd: %w", err)}
+		}
+		cfg.TLS = tlsConfig
+	}
+	return cfg, nil
+}

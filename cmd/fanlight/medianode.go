@@ -1,0 +1,239 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+
+	"fanlight/internal/fleet"
+	"fanlight/internal/rpc"
+	"fanlight/internal/service"
+	"fanlight/medianode"
+)
+
+// nodeFlags are a node's settings.
+type nodeFlags struct {
+	node      string
+	media     string
+	advertise []string
+	labels    map[string]string
+	networks  []string
+
+	cameras, viewers      int
+	ingressBPS, egressBPS int64
+}
+
+func (f *nodeFlags) flags(flags *pflag.FlagSet, name, nameUsage string) {
+	flags.StringVar(&f.node, "node", name, nameUsage)
+	flags.StringVar(&f.media, "media", "127.0.0.1:8189", "`address` of the viewers' media, UDP and TCP (always encrypted, and only for sessions that a gateway opened)")
+	flags.StringSliceVar(&f.advertise, "advertise", nil, "IP `address` at which browsers reach --media, where it is another; several allowed")
+	flags.StringToStringVar(&f.labels, "node-label", nil, "the node's label, `key=value`, for the cameras' selectors; several allowed")
+	flags.StringSliceVar(&f.networks, "camera-networks", nil, "`networks` that cameras may be in (default: all)")
+	flags.IntVar(&f.cameras, "max-cameras", 0, "`cameras` that the node may be given (0: no limit)")
+	flags.IntVar(&f.viewers, "max-viewers", 0, "`sessions` that the node may be given (0: no limit)")
+	flags.Int64Var(&f.ingressBPS, "max-ingress-bps", 0, "`bits` per second from cameras that the node may be given (0: no limit)")
+	flags.Int64Var(&f.egressBPS, "max-egress-bps", 0, "`bits` per second to viewers that the node may be given (0: no limit)")
+}
+
+// mediaAddr resolves --media: an IP address and port; an empty host means all
+// addresses.
+func (f *nodeFlags) mediaAddr() (netip.AddrPort, error) {
+	host, port, err := net.SplitHostPort(f.media)
+	if err != nil {
+		return netip.AddrPort{}, usagef("--media %q: must be address:port", f.media)
+	}
+	p, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return netip.AddrPort{}, usagef("--media %q: the port must be a number", f.media)
+	}
+	if host == "" {
+		host = "0.0.0.0"
+	}
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}, usagef("--media %q: must be an IP address, not a host name", f.media)
+	}
+	return netip.AddrPortFrom(ip, uint16(p)), nil
+}
+
+// config returns the node's configuration. sessionAddress is what gateways
+// reach it at.
+func (f *nodeFlags) config(log *slog.Logger, control *grpc.ClientConn, sessionAddress string) (medianode.Config, error) {
+	id, err := fleet.ParseNodeID(f.node)
+	if err != nil {
+		return medianode.Config{}, usagef("--node: %w", err)
+	}
+	media, err := f.mediaAddr()
+	if err != nil {
+		return medianode.Config{}, err
+	}
+	networks, err := prefixes("camera-networks", f.networks)
+	if err != nil {
+		return medianode.Config{}, err
+	}
+	cfg := medianode.Config{
+		Log:            log.With("component", "medianode"),
+		Node:           id,
+		ControlPlane:   control,
+		SessionAddress: sessionAddress,
+		Media:          media,
+		Labels:         f.labels,
+		CameraNetworks: networks,
+		Version:        buildVersion(),
+		Capacity:       medianode.Capacity{Cameras: f.cameras, Viewers: f.viewers, IngressBPS: f.ingressBPS, EgressBPS: f.egressBPS},
+	}
+	for _, a := range f.advertise {
+		ip, err := netip.ParseAddr(a)
+		if err != nil || ip.IsUnspecified() {
+			return medianode.Config{}, usagef("--advertise %q: must be an IP address that browsers can reach", a)
+		}
+		cfg.Advertise = append(cfg.Advertise, ip)
+	}
+	return cfg, nil
+}
+
+// run runs a node; a media port in use is explained with the flag's name.
+func (f *nodeFlags) run(n *medianode.Node) func(context.Context) error {
+	return func(ctx context.Context) error {
+		err := n.Run(ctx)
+		var sys *os.SyscallError
+		if errors.As(err, &sys) {
+			return service.ListenError("media", f.media, err)
+		}
+		return err
+	}
+}
+
+func newMediaNode(a *app) *cobra.Command {
+	var f nodeFlags
+	var control controlFlags
+	var sec security
+	var grpcAddr, session string
+	cmd := &cobra.Command{
+		Use:   "medianode",
+		Short: "Run a media node",
+		Long: `Run a media node: it pulls the cameras that the control plane assigns to it and
+sends them to browsers. Its certificate (--tls-cert) is also what it shows to
+control planes, and names it: issue it with the role node.`,
+		Example: "  fanlight medianode --node node-1 --control-plane 127.0.0.1:9090 --grpc 127.0.0.1:9091 --media 127.0.0.1:8189",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.runMediaNode(cmd.Context(), &f, &control, &sec, grpcAddr, session)
+		},
+	}
+	f.flags(cmd.Flags(), "", "the node's `name` in the fleet (default: that in its certificate)")
+	control.flags(cmd.Flags())
+	sec.flags(cmd.Flags())
+	cmd.Flags().StringVar(&grpcAddr, "grpc", "127.0.0.1:9091", "`address` for gateways")
+	cmd.Flags().StringVar(&session, "advertise-grpc", "", "`host:port` at which gateways reach --grpc, where it is another")
+	a.logFlags(cmd.Flags())
+	return cmd
+}
+
+// nameFromCertificate completes --node, or checks it: control planes accept a
+// node only under its certificate's name.
+func (f *nodeFlags) nameFromCertificate(sec *security) error {
+	if sec.files.Cert == "" {
+		if f.node == "" {
+			return usagef("--node is missing: the node's name in the fleet")
+		}
+		return nil
+	}
+	leaf, err := sec.files.Leaf()
+	if err != nil {
+		return usageError{err}
+	}
+	id, err := rpc.CertificateIdentity(leaf)
+	switch {
+	case err != nil && f.node != "":
+		return nil // a certificate for servers only
+	case err != nil:
+		return usagef("--node is missing, and --tls-cert does not name the node: %w", err)
+	case id.Role != rpc.RoleNode:
+		return usagef("--tls-cert is of a %s, not of a node: issue one with \"fanlight certs issue --role node\"", id.Role)
+	case f.node != "" && f.node != id.Name:
+		return usagef("--node %s: the certificate is of node %s", f.node, id.Name)
+	}
+	f.node = id.Name
+	return nil
+}
+
+func (a *app) runMediaNode(ctx context.Context, f *nodeFlags, control *controlFlags, sec *security, grpcAddr, session string) error {
+	log, err := a.logger()
+	if err != nil {
+		return err
+	}
+	if err := f.nameFromCertificate(sec); err != nil {
+		return err
+	}
+	if err := sec.exposure("grpc", grpcAddr, sec.needTLS(), sec.needPeers()); err != nil {
+		return err
+	}
+	server, err := sec.rpcServer(log, medianode.Services)
+	if err != nil {
+		return err
+	}
+	dialer, err := sec.dialer(log)
+	if err != nil {
+		return err
+	}
+	cc, err := control.dial(dialer)
+	if err != nil {
+		return err
+	}
+	defer cc.Close()
+	lis, err := service.Listen(ctx, "grpc", grpcAddr)
+	if err != nil {
+		return err
+	}
+	defer lis.Close() // closed by Serve already, unless the start failed
+	if session, err = sessionAddress(lis.Addr(), session); err != nil {
+		return err
+	}
+	cfg, err := f.config(log, cc, session)
+	if err != nil {
+		return err
+	}
+	node, err := medianode.New(cfg)
+	if err != nil {
+		return usageError{err}
+	}
+	node.Register(server)
+	warnOpen(log, sec.anyone(), false)
+	ctx, release := service.SignalContext(ctx, log)
+	defer release()
+	var g service.Group
+	g.Add("node", f.run(node))
+	g.Add("grpc", func(ctx context.Context) error { return server.Serve(ctx, lis) })
+	g.Add("announcement", func(ctx context.Context) error {
+		return a.announce(ctx, []func() error{node.Ready}, fmt.Sprintf("node %s ready", f.node))
+	})
+	return g.Run(ctx)
+}
+
+// sessionAddress returns what gateways are told: the listener's address, if
+// that is one that can be dialled.
+func sessionAddress(lis net.Addr, given string) (string, error) {
+	if given != "" {
+		if _, _, err := net.SplitHostPort(given); err != nil {
+			return "", usagef("--advertise-grpc %q: must be host:port", given)
+		}
+		return given, nil
+	}
+	if ap, err := netip.ParseAddrPort(lis.String()); err == nil && ap.Addr().IsUnspecified() {
+		return "", usagef("--advertise-grpc is missing: --grpc listens at all addresses, and gateways must be told one of them")
+	}
+	return lis.String(), nil
+}
