@@ -112,9 +112,10 @@ func fu(nal []byte, from, to int) []byte {
 
 // camera writes a video track's packets as a camera would.
 type camera struct {
-	w   *Writer
-	seq uint16
-	ts  uint32
+	w     *Writer
+	seq   uint16 // of track 0
+	other uint16 // of track 1
+	ts    uint32
 }
 
 func publish(t testing.TB, s *Stream, tracks ...Track) *camera {
@@ -135,11 +136,15 @@ var (
 )
 
 func (c *camera) packet(track int, marker bool, payload []byte) {
+	seq := &c.seq
+	if track == 1 {
+		seq = &c.other
+	}
 	c.w.WriteRTP(track, &rtp.Packet{
-		Header:  rtp.Header{Version: 2, SequenceNumber: c.seq, Timestamp: c.ts, Marker: marker},
+		Header:  rtp.Header{Version: 2, SequenceNumber: *seq, Timestamp: c.ts, Marker: marker},
 		Payload: bytes.Clone(payload),
 	})
-	c.seq++
+	*seq++
 }
 
 // unit writes an access unit, one packet a NAL unit, and goes on by 40 ms.

@@ -1,0 +1,417 @@
+package stream
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pion/rtp"
+
+	"fanlight/internal/fleet"
+)
+
+// clock is a time that tests move.
+type clock struct{ now time.Time }
+
+func newClock() *clock { return &clock{now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)} }
+
+func (c *clock) time() time.Time { return c.now }
+
+// What a camera does to its timestamps, and what viewers see of it.
+func TestTimestamps(t *testing.T) {
+	const second = 90_000
+	type step struct {
+		wait time.Duration // since the packet before
+		jump int64         // of the camera's timestamp
+		want int64         // of the stream's
+	}
+	for name, steps := range map[string][]step{
+		"steady":              {{40 * time.Millisecond, 3600, 3600}, {40 * time.Millisecond, 3600, 3600}},
+		"jitter of arrival":   {{5 * time.Millisecond, 3600, 3600}, {300 * time.Millisecond, 3600, 3600}, {0, 3600, 3600}},
+		"B-frames":            {{40 * time.Millisecond, 10800, 10800}, {40 * time.Millisecond, -7200, -7200}, {40 * time.Millisecond, 3600, 3600}},
+		"a pause":             {{20 * time.Second, 20 * second, 20 * second}, {40 * time.Millisecond, 3600, 3600}},
+		"a stall, a backlog":  {{8 * time.Second, 3600, 3600}, {0, 3600, 3600}, {0, 3600, 3600}},
+		"leaps ahead":         {{40 * time.Millisecond, 3600 * second, 3600}, {40 * time.Millisecond, 3600, 3600}},
+		"set back":            {{40 * time.Millisecond, -3600 * second, 3600}, {40 * time.Millisecond, 3600, 3600}},
+		"set back a second":   {{40 * time.Millisecond, -second, 3600}, {40 * time.Millisecond, 3600, 3600}},
+		"half a round":        {{40 * time.Millisecond, 1 << 31, 3600}, {40 * time.Millisecond, 3600, 3600}},
+		"stands for too long": {{11 * time.Second, 3600, 11 * second}, {40 * time.Millisecond, 3600, 3600}},
+		"leaps within no time": {
+			{0, 3600 * second, 1}, // never the same as the picture before
+			{40 * time.Millisecond, 3600, 3600},
+		},
+		"leaps after a B-frame": {
+			{40 * time.Millisecond, 10800, 10800},
+			{40 * time.Millisecond, -7200, -7200},
+			{40 * time.Millisecond, -3600 * second, 7200 + 7200}, // after the latest picture shown
+		},
+		"a leap after many hours": {{24 * time.Hour, -3600 * second, 3600 * second}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newClock()
+			s := New(Config{Clock: c.time})
+			sub := s.Subscribe(SubscribeOptions{})
+			cam := publish(t, s)
+			cam.packet(0, true, sps)
+			cam.packet(0, true, pps)
+			cam.packet(0, true, idr(20))
+			var want, got []int64
+			for _, st := range steps {
+				c.now = c.now.Add(st.wait)
+				cam.ts += uint32(st.jump)
+				cam.packet(0, true, inter(20))
+				want = append(want, int64(int32(uint32(st.want))))
+			}
+			ps := packets(drain(t, sub))[1:] // after the parameter sets
+			for i := range len(ps) - 1 {
+				got = append(got, int64(int32(ps[i+1].Timestamp-ps[i].Timestamp)))
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("steps (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A new connection goes on where the one before was, whatever the camera's
+// numbers are, and begins with a keyframe.
+func TestReconnect(t *testing.T) {
+	c := newClock()
+	s := New(Config{Clock: c.time})
+	sub := s.Subscribe(SubscribeOptions{})
+	old := publish(t, s, videoTrack, audioTrack)
+	old.unit(sps, pps, idr(20))
+	old.packet(1, false, []byte{1})
+	c.now = c.now.Add(40 * time.Millisecond)
+	old.packet(0, false, inter(30)) // cut off
+
+	c.now = c.now.Add(10*time.Second - 40*time.Millisecond)
+	cam := publish(t, s, audioTrack, videoTrack) // in another order
+	cam.seq, cam.ts = 7, 7
+	old.unit(inter(40)) // too late
+	cam.packet(1, true, inter(50))
+	cam.packet(0, false, []byte{2})
+	cam.packet(1, false, sps)
+	cam.packet(1, false, pps)
+	cam.packet(1, true, idr(60))
+
+	var video, audio []Packet
+	for _, b := range drain(t, sub) {
+		want := map[Kind]int{Video: 0, Audio: 1}[b.Kind]
+		if len(video) > 2 || len(audio) > 0 {
+			want = 1 - want
+		}
+		if b.Track != want && len(b.Packets[0].Payload) > 1 {
+			t.Errorf("%s burst of track %d, want %d", b.Kind, b.Track, want)
+		}
+		if b.Kind == Video {
+			video = append(video, b.Packets...)
+		} else {
+			audio = append(audio, b.Packets...)
+		}
+	}
+	if len(video) != 4 || len(audio) != 2 {
+		t.Fatalf("%d packets of video, %d of audio", len(video), len(audio))
+	}
+	if d := video[2].Timestamp - video[1].Timestamp; d != 10*90_000 {
+		t.Errorf("video timestamps leap by %d", d)
+	}
+	if d := audio[1].Timestamp - audio[0].Timestamp; d != 10*8_000 {
+		t.Errorf("audio timestamps leap by %d", d)
+	}
+	if d := audio[1].SequenceNumber - audio[0].SequenceNumber; d != 1 {
+		t.Errorf("audio sequence leaps by %d", d)
+	}
+	// The picture that was cut off and the one before the keyframe are missing.
+	if d := video[2].SequenceNumber - video[1].SequenceNumber; d != 3 {
+		t.Errorf("video sequence leaps by %d", d)
+	}
+	if got := s.Stats().Drops; got != (Drops{AwaitingKeyframe: 1}) {
+		t.Errorf("drops %+v", got)
+	}
+}
+
+func TestPublishRefuses(t *testing.T) {
+	closed := New(Config{})
+	closed.Close(fleet.CameraMoved)
+	for _, c := range []struct {
+		name   string
+		stream *Stream
+		tracks []Track
+		want   error
+	}{
+		{"H265", New(Config{}), []Track{{Kind: Video, Codec: "H265", ClockRate: 90_000}}, fleet.CodecUnsupported},
+		{"video codec as audio", New(Config{}), []Track{{Kind: Audio, Codec: "H264", ClockRate: 90_000}}, fleet.CodecUnsupported},
+		{"no clock rate", New(Config{}), []Track{{Kind: Video, Codec: "H264"}}, fleet.InvalidArgument},
+		{"no such kind", New(Config{}), []Track{{Kind: 7, Codec: "H264", ClockRate: 1}}, fleet.InvalidArgument},
+		{"two of a kind", New(Config{}), []Track{videoTrack, videoTrack}, fleet.InvalidArgument},
+		{"closed", closed, []Track{videoTrack}, fleet.CameraMoved},
+	} {
+		if _, err := c.stream.Publish(c.tracks); !errors.Is(err, c.want) {
+			t.Errorf("%s: error %v, want %v", c.name, err, c.want)
+		}
+	}
+}
+
+// A source's mistakes have no effect.
+func TestWriterMisuse(t *testing.T) {
+	s := New(Config{})
+	cam := publish(t, s)
+	cam.w.WriteRTP(-1, &rtp.Packet{})
+	cam.w.WriteRTP(1, &rtp.Packet{})
+	cam.w.WriteRTP(0, nil)
+	cam.w.WriteSenderReport(1, time.Now(), 0)
+	cam.w.WriteSenderReport(0, time.Time{}, 0)
+	cam.w.Close()
+	cam.w.Close()
+	cam.unit(sps, pps, idr(20))
+	cam.w.OnKeyframeRequest(func() { t.Error("asked after Close") })
+	sub := s.Subscribe(SubscribeOptions{})
+	sub.RequestKeyframe()
+	if got := s.Stats().Packets; got != 0 {
+		t.Errorf("%d packets", got)
+	}
+}
+
+func TestAudio(t *testing.T) {
+	for _, c := range []struct {
+		track   Track
+		payload []byte
+		want    []outPacket
+		lost    int64
+	}{
+		{track: audioTrack, payload: []byte{1, 2}, want: []outPacket{{marker: true, payload: []byte{1, 2}}}},
+		{track: audioTrack, payload: bytes.Repeat([]byte{9}, 150), want: []outPacket{
+			{marker: true, payload: bytes.Repeat([]byte{9}, 64)}, {step: 64, payload: bytes.Repeat([]byte{9}, 64)}, {step: 64, payload: bytes.Repeat([]byte{9}, 22)},
+		}},
+		{track: Track{Kind: Audio, Codec: "PCMU", ClockRate: 8000, Channels: 2}, payload: bytes.Repeat([]byte{9}, 66), want: []outPacket{
+			{marker: true, payload: bytes.Repeat([]byte{9}, 64)}, {step: 32, payload: bytes.Repeat([]byte{9}, 2)},
+		}},
+		{track: Track{Kind: Audio, Codec: "opus", ClockRate: 48_000, Channels: 2}, payload: make([]byte, 64), want: []outPacket{{marker: true, payload: make([]byte, 64)}}},
+		{track: Track{Kind: Audio, Codec: "opus", ClockRate: 48_000, Channels: 2}, payload: make([]byte, 65), lost: 1},
+	} {
+		s := New(Config{MTU: testMTU})
+		cam := publish(t, s, c.track)
+		sub := s.Subscribe(SubscribeOptions{}) // there is no video to wait for
+		cam.packet(0, true, c.payload)
+		if diff := cmp.Diff(c.want, relative(packets(drain(t, sub))), cmp.AllowUnexported(outPacket{})); diff != "" {
+			t.Errorf("%s, %d bytes (-want +got):\n%s", c.track.Codec, len(c.payload), diff)
+		}
+		if got := s.Stats().Discards.Oversized; got != c.lost {
+			t.Errorf("%s, %d bytes: %d oversized", c.track.Codec, len(c.payload), got)
+		}
+	}
+}
+
+// The camera's clock is used when all its tracks have reported, and the arrival
+// of packets until then, so that the kinds stay together.
+func TestSenderClock(t *testing.T) {
+	c := newClock()
+	s := New(Config{Clock: c.time})
+	sub := s.Subscribe(SubscribeOptions{})
+	cam := publish(t, s, videoTrack, audioTrack)
+	if _, _, ok := s.SenderClock(Video); ok {
+		t.Error("a clock before the first packet")
+	}
+	cam.ts = 1000
+	cam.unit(sps, pps, idr(20))
+	cam.ts = 500
+	cam.packet(1, false, []byte{1})
+	bursts := drain(t, sub)
+	video, audio := bursts[0].Packets[0].Timestamp, bursts[1].Packets[0].Timestamp
+
+	check := func(kind Kind, at time.Time, rtp uint32) {
+		t.Helper()
+		gotAt, gotRTP, ok := s.SenderClock(kind)
+		if !ok || !gotAt.Equal(at) || gotRTP != rtp {
+			t.Errorf("%s: %v is %d (%v), want %v is %d", kind, gotAt, gotRTP, ok, at, rtp)
+		}
+	}
+	cameraTime := time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC)
+	cam.w.WriteSenderReport(0, cameraTime, 1000-90)
+	check(Video, c.now, video) // audio has not reported
+	cam.w.WriteSenderReport(1, cameraTime, 500-8)
+	check(Video, cameraTime, video-90)
+	check(Audio, cameraTime, audio-8)
+	cam.w.WriteSenderReport(0, cameraTime.Add(time.Hour), 1000+11*90_000) // of another clock
+	check(Video, cameraTime, video-90)
+
+	cam.ts = 1 << 30 // the camera's video clock leaps: its report is of the old one
+	c.now = c.now.Add(time.Second)
+	cam.packet(0, true, inter(20))
+	check(Video, c.now, video+90_000)
+	check(Audio, c.now.Add(-time.Second), audio)
+}
+
+func TestStats(t *testing.T) {
+	c := newClock()
+	s := New(Config{Clock: c.time})
+	cam := publish(t, s, Track{Kind: Video, Codec: "H264", ClockRate: 90_000, ParameterSets: [][]byte{sps, pps}})
+	for i := range 50 { // 2 s of 25 frames, a keyframe a second, 2 packets of 112 bytes each
+		nal := inter(100)
+		if i%25 == 0 {
+			nal = idr(100)
+		}
+		cam.packet(0, false, nal)
+		cam.packet(0, true, nal)
+		cam.ts += frame
+		c.now = c.now.Add(40 * time.Millisecond)
+	}
+	cam.seq += 5
+	cam.unit(inter(10))
+	got := s.Stats()
+	want := Stats{
+		Packets: 101, Bytes: 100*112 + 22, Frames: 51, Keyframes: 2, PacketsLost: 5, ConnectionPacketsLost: 5,
+		BitrateBPS: 50 * 112 * 8, PacketsPerSecond: 50, FramesPerSecond: 25, Width: 640, Height: 360, KeyframeInterval: time.Second,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("stats (-want +got):\n%s", diff)
+	}
+	c.now = c.now.Add(5 * time.Second)
+	publish(t, s)
+	if got := s.Stats(); got.BitrateBPS != 0 || got.FramesPerSecond != 0 || got.PacketsLost != 5 || got.ConnectionPacketsLost != 0 {
+		t.Errorf("after 5 s of silence and a new connection: %+v", got)
+	}
+}
+
+// However many subscriptions ask, the camera is asked once a second, and not at
+// all if a keyframe came by itself.
+func TestKeyframeRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{})
+		subs := []*Subscription{s.Subscribe(SubscribeOptions{}), s.Subscribe(SubscribeOptions{})}
+		subs[0].RequestKeyframe() // nobody there to ask
+		cam := publish(t, s)
+		asked := 0
+		cam.w.OnKeyframeRequest(func() { asked++ })
+		ask := func() {
+			for _, sub := range subs {
+				sub.RequestKeyframe()
+			}
+		}
+		check := func(want int) {
+			t.Helper()
+			if asked != want {
+				t.Errorf("asked %d times, want %d", asked, want)
+			}
+		}
+		cam.unit(inter(20))
+		check(1) // what was asked before the camera was there
+		ask()
+		cam.unit(inter(20))
+		check(1)
+		time.Sleep(time.Second)
+		cam.unit(inter(20))
+		check(2) // the request that came too soon
+		time.Sleep(500 * time.Millisecond)
+		ask()
+		cam.unit(sps, pps, idr(20))
+		time.Sleep(time.Second)
+		cam.unit(inter(20))
+		check(2) // there was one
+		ask()
+		check(3)
+		cam.w.Close()
+		time.Sleep(2 * time.Second)
+		ask()
+		check(3)
+	})
+}
+
+// Sources, sessions and whoever reads figures at once; the packets of each
+// subscription are in order.
+func TestConcurrent(t *testing.T) {
+	s := New(Config{MTU: testMTU})
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	var wg sync.WaitGroup
+	var publishing sync.WaitGroup
+	for i := range 2 {
+		publishing.Go(func() {
+			for ctx.Err() == nil {
+				w, err := s.Publish([]Track{videoTrack, audioTrack})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				w.OnKeyframeRequest(func() {})
+				video, audio := &camera{w: w}, &camera{w: w}
+				var both sync.WaitGroup
+				both.Go(func() {
+					for j := range 50 {
+						video.unit(sps, pps, idr(100+i), inter(10+j))
+					}
+				})
+				both.Go(func() {
+					for range 50 {
+						audio.packet(1, false, []byte{1})
+						w.WriteSenderReport(1, time.Now(), audio.ts)
+					}
+				})
+				both.Wait()
+				w.Close()
+			}
+		})
+	}
+	for i := range 4 {
+		wg.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				sub := s.Subscribe(SubscribeOptions{QueueBursts: 4 + i})
+				if err := follow(ctx, sub, 200); err != nil {
+					t.Error(err)
+				}
+				sub.Close()
+			}
+		})
+	}
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			s.Stats()
+			s.Tracks()
+			s.SenderClock(Video)
+			s.SetStatus(fleet.CameraStatus{State: fleet.CameraState(rand.IntN(3))})
+			time.Sleep(time.Millisecond)
+		}
+	})
+	publishing.Wait()
+	s.Close(nil)
+	wg.Wait()
+	if got := s.Stats().Viewers; got != 0 {
+		t.Errorf("%d viewers are left", got)
+	}
+}
+
+// follow reads n bursts and checks their order.
+func follow(ctx context.Context, sub *Subscription, n int) error {
+	var last [kinds]*Packet
+	for range n {
+		ev, err := sub.Next(ctx)
+		if ctx.Err() != nil || errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		b, ok := ev.(*Burst)
+		if !ok {
+			continue
+		}
+		sub.RequestKeyframe()
+		for i := range b.Packets {
+			p := &b.Packets[i]
+			if l := last[b.Kind]; l != nil && int16(p.SequenceNumber-l.SequenceNumber) <= 0 {
+				return fmt.Errorf("%s: sequence number %d after %d", b.Kind, p.SequenceNumber, l.SequenceNumber)
+			}
+			last[b.Kind] = p
+		}
+	}
+	return nil
+}
