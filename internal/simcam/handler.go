@@ -97,6 +97,7 @@ func (h *handler) admit(conn *gortsplib.ServerConn, req *base.Request, path stri
 	case Unauthorized:
 		conn.VerifyCredentials(req, "nobody", "") // makes the nonce that the response needs
 		return nil, &base.Response{StatusCode: base.StatusUnauthorized}, liberrors.ErrServerAuth{}
+	default: // the others are of the media
 	}
 	if h.s.cfg.Username != "" && !conn.VerifyCredentials(req, h.s.cfg.Username, h.s.cfg.Password) {
 		return nil, &base.Response{StatusCode: base.StatusUnauthorized}, liberrors.ErrServerAuth{}

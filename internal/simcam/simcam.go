@@ -114,13 +114,14 @@ func New(cfg Config) (*Server, error) {
 		s.cameras = append(s.cameras, cam)
 		s.byName[name] = cam
 	}
-	s.listener, err = net.Listen("tcp", cfg.Addr)
+	var lc net.ListenConfig
+	s.listener, err = lc.Listen(context.Background(), "tcp", cfg.Addr) // resolves no name that takes time
 	if err != nil {
 		return nil, fmt.Errorf("listen for RTSP: %w", err)
 	}
 	host, _, err := net.SplitHostPort(s.listener.Addr().String())
 	if err == nil {
-		s.udp, err = listenPair(host)
+		s.udp, err = listenPair(context.Background(), &lc, host)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for RTP: %w", err), s.listener.Close())
@@ -217,13 +218,13 @@ type lossyConn struct{ *net.UDPConn }
 func (c lossyConn) WriteTo(b []byte, _ net.Addr) (int, error) { return len(b), nil }
 
 // listenPair opens an even UDP port and the next one (RFC 3550 §11).
-func listenPair(host string) ([2]*net.UDPConn, error) {
+func listenPair(ctx context.Context, lc *net.ListenConfig, host string) ([2]*net.UDPConn, error) {
 	listen := func(port int) (*net.UDPConn, error) {
-		c, err := net.ListenPacket("udp", net.JoinHostPort(host, strconv.Itoa(port)))
+		c, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(host, strconv.Itoa(port)))
 		if err != nil {
 			return nil, err
 		}
-		return c.(*net.UDPConn), nil
+		return c.(*net.UDPConn), nil //nolint:errcheck // that is what it is for "udp"
 	}
 	var last error
 	for range 100 {
@@ -231,7 +232,7 @@ func listenPair(host string) ([2]*net.UDPConn, error) {
 		if err != nil {
 			return [2]*net.UDPConn{}, err
 		}
-		port := probe.LocalAddr().(*net.UDPAddr).Port &^ 1
+		port := probe.LocalAddr().(*net.UDPAddr).Port &^ 1 //nolint:errcheck // that is what it is for "udp"
 		if err := probe.Close(); err != nil {
 			return [2]*net.UDPConn{}, err
 		}

@@ -80,7 +80,10 @@ func watch(t *testing.T, sim *simcam.Server, camera string, protocol gortsplib.P
 			continue
 		}
 		w.video = m
-		h264 := m.Formats[0].(*format.H264)
+		h264, ok := m.Formats[0].(*format.H264)
+		if !ok {
+			t.Fatalf("video is %T", m.Formats[0])
+		}
 		decoder, err := h264.CreateDecoder()
 		if err != nil {
 			t.Fatal(err)

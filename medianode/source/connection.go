@@ -67,6 +67,7 @@ func newConnection(s *Source, u *base.URL, t fleet.Transport) *connection {
 		protocol = gortsplib.ProtocolUDP
 	case fleet.TransportMulticast:
 		protocol = gortsplib.ProtocolUDPMulticast
+	default: // auto has been resolved
 	}
 	timeouts := s.cfg.Timeouts
 	c.client = &gortsplib.Client{
@@ -163,7 +164,8 @@ func (c *connection) listenPacket(network, address string) (net.PacketConn, erro
 	if local, ok := c.local.(*net.TCPAddr); ok && err == nil && host == "" {
 		address = net.JoinHostPort(local.AddrPort().Addr().Unmap().String(), port)
 	}
-	conn, err := net.ListenPacket(network, address)
+	var lc net.ListenConfig
+	conn, err := lc.ListenPacket(context.Background(), network, address) // an address: nothing that takes time
 	if err != nil {
 		return nil, err
 	}
@@ -179,6 +181,9 @@ func (c *connection) onResponse(res *base.Response) {
 	if location := res.Header["Location"]; res.StatusCode >= 300 && res.StatusCode < 400 && len(location) > 0 {
 		c.location = location[0]
 		delete(res.Header, "Location")
+	}
+	if contentBase, ok := res.Header["Content-Base"]; ok && !usableBase(contentBase) {
+		delete(res.Header, "Content-Base") // the URL of the request stands for it
 	}
 	// Media may come from, and RTCP go to, another address only where that was
 	// allowed by name; an address that is not the camera's is otherwise more

@@ -137,8 +137,9 @@ func classifyStatus(code base.StatusCode, text string, creds fleet.Credentials) 
 		return failed(fleet.ReasonCameraBusy, fmt.Sprintf("the camera has no session left (%d %s): end other clients, or raise its limit", code, text))
 	case base.StatusUnsupportedTransport:
 		return failed(fleet.ReasonTransportUnsupported, "the camera refused the transport (461): set transport to another one, or to auto").tryOther()
+	default:
+		return failed(fleet.ReasonProtocolError, fmt.Sprintf("the camera answered %d %s", code, text))
 	}
-	return failed(fleet.ReasonProtocolError, fmt.Sprintf("the camera answered %d %s", code, text))
 }
 
 // fingerprintOf returns the fingerprint of a certificate that was refused, so

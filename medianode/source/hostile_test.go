@@ -266,7 +266,10 @@ func TestTransportSource(t *testing.T) {
 		t.Skip("no second loopback address: ", err)
 	}
 	defer elsewhere.Close() //nolint:errcheck // nothing to do about it
-	port := elsewhere.LocalAddr().(*net.UDPAddr).Port
+	_, port, err := net.SplitHostPort(elsewhere.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, networks := range [][]netip.Prefix{nil, {netip.MustParsePrefix("127.0.0.1/32")}} {
 		cam := runScripted(t, func(q request) string {
 			switch q.method {
@@ -275,7 +278,7 @@ func TestTransportSource(t *testing.T) {
 			case "DESCRIBE":
 				return q.sdp(sdpHead + "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n")
 			case "SETUP":
-				return q.answer("200 OK", fmt.Sprintf("Transport: RTP/AVP;unicast;client_port=1-2;server_port=%d-%d;source=127.0.0.2\r\nSession: 1\r\n\r\n", port, port))
+				return q.answer("200 OK", fmt.Sprintf("Transport: RTP/AVP;unicast;client_port=1-2;server_port=%s-%s;source=127.0.0.2\r\nSession: 1\r\n\r\n", port, port))
 			}
 			return ""
 		})
@@ -294,12 +297,15 @@ func TestTransportSource(t *testing.T) {
 	}
 }
 
-// Audio that cannot be read or set up does not cost the picture.
-func TestOddAudio(t *testing.T) {
+// What cannot be read, and audio that cannot be set up, do not cost the picture.
+func TestOddDescriptions(t *testing.T) {
 	sim, _ := runSim(t, simcam.Config{Audio: true})
 	for name, change := range map[string]func(string) string{
 		"unreadable parameters": func(sdp string) string {
 			return sdp + "m=audio 0 RTP/AVP 97\r\na=rtpmap:97 opus/48000\r\na=control:trackID=7\r\n"
+		},
+		"odd control of the whole": func(sdp string) string {
+			return strings.Replace(sdp, "m=video", "a=control:stream\r\nm=video", 1)
 		},
 		"refused": func(sdp string) string { return strings.Replace(sdp, "trackID=1", "trackID=9", 1) },
 	} {

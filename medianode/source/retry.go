@@ -73,6 +73,7 @@ func (b *backoff) after(reason fleet.Reason) time.Duration {
 		b.holds++
 		most := double(b.retry.Hold/8, b.holds-1, b.retry.Hold)
 		return between(most/2, most)
+	default:
 	}
 	b.holds = 0
 	b.failures++

@@ -2,7 +2,9 @@ package source
 
 import (
 	"bytes"
+	"strings"
 
+	"github.com/bluenviron/gortsplib/v5/pkg/base"
 	"github.com/bluenviron/gortsplib/v5/pkg/description"
 	"github.com/bluenviron/gortsplib/v5/pkg/sdpunmarshaler"
 )
@@ -10,8 +12,9 @@ import (
 // repairSDP leaves out of a description what cannot be read, so that an audio
 // track with odd parameters does not cost the picture: where the whole cannot be
 // read, the parameters (fmtp) of a track, and where that does not do, the track.
-// What can be read, or is beyond repair, is returned as it is.
+// What is beyond repair is returned as it is.
 func repairSDP(body []byte) []byte {
+	body = withoutOddControl(body)
 	if readableSDP(body) {
 		return body
 	}
@@ -65,6 +68,32 @@ func splitSDP(body []byte) (head []byte, sections [][]byte) {
 	}
 	add(body[start:])
 	return head, sections
+}
+
+// withoutOddControl leaves out a control attribute of the whole stream that is
+// neither "*" nor a URL (RFC 2326 §C.1.1): the URL of the request stands for it.
+func withoutOddControl(body []byte) []byte {
+	head, _ := splitSDP(body)
+	out := make([]byte, 0, len(body))
+	for line := range bytes.Lines(head) {
+		if value, ok := bytes.CutPrefix(line, []byte("a=control:")); ok {
+			control := string(bytes.TrimSpace(value))
+			if _, err := base.ParseURL(control); err != nil && control != "*" {
+				continue
+			}
+		}
+		out = append(out, line...)
+	}
+	return append(out, body[len(head):]...)
+}
+
+// usableBase tells whether a Content-Base header can be resolved against.
+func usableBase(v base.HeaderValue) bool {
+	if len(v) != 1 {
+		return false
+	}
+	_, err := base.ParseURL(v[0])
+	return err == nil || strings.HasPrefix(v[0], "/")
 }
 
 // withoutParameters returns a track's lines but those of its formats' parameters.

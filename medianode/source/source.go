@@ -163,7 +163,7 @@ func (s *Source) Run(ctx context.Context) error {
 	for {
 		f := s.pullOnce(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // an end that was asked for is no error
 		}
 		delay := s.backoff.after(f.reason)
 		s.log.Info("camera failed", "reason", string(f.reason), "message", f.message, "retry_in", delay)

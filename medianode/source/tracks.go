@@ -59,6 +59,7 @@ func chooseTracks(desc *description.Session) ([]track, []fleet.TrackStatus, *fai
 				audio = t
 			}
 			statuses = append(statuses, status)
+		default: // metadata
 		}
 	}
 	if video == nil && len(codecs) == 0 {
