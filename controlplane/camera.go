@@ -74,7 +74,7 @@ func failure(err error) *controlv1.CreateFailure {
 	if errors.Is(err, context.Canceled) {
 		code = codes.Canceled
 	}
-	return &controlv1.CreateFailure{Code: int32(code), Reason: string(reason), Message: text} //nolint:gosec // below 17
+	return &controlv1.CreateFailure{Code: int32(code), Reason: string(reason), Message: text}
 }
 
 // created is what became of one request.

@@ -57,9 +57,9 @@ type replica struct {
 }
 
 type options struct {
-	store     store.Config
-	config    controlplane.Config
-	identity  *rpc.Identity // of all callers; nil: any
+	store    store.Config
+	config   controlplane.Config
+	identity *rpc.Identity // of all callers; nil: any
 }
 
 // start starts a replica over a store; with an empty one, embedded in a new
@@ -149,7 +149,7 @@ func serveAs(id rpc.Identity, srv *controlplane.Server, pipe *rpc.Pipe) func(con
 
 type identified struct {
 	grpc.ServerStream
-	ctx context.Context //nolint:containedctx // as grpc has it
+	ctx context.Context
 }
 
 func (s *identified) Context() context.Context { return s.ctx }

@@ -93,7 +93,7 @@ func resumeToken(cluster uint64, revision int64) string {
 		return ""
 	}
 	b := binary.BigEndian.AppendUint64(nil, cluster)
-	b = binary.BigEndian.AppendUint64(b, uint64(revision)) //nolint:gosec // never negative
+	b = binary.BigEndian.AppendUint64(b, uint64(revision))
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
@@ -106,7 +106,7 @@ func resumeRevision(token string, cluster uint64) (int64, error) {
 	if binary.BigEndian.Uint64(b) != cluster {
 		return 0, fmt.Errorf("resume_token is of another control plane; start over without it: %w", fleet.InvalidResumeToken)
 	}
-	return int64(binary.BigEndian.Uint64(b[8:])), nil //nolint:gosec // the sign bit is not set
+	return int64(binary.BigEndian.Uint64(b[8:])), nil // the sign bit is not set
 }
 
 // matchPattern tells whether "*" in pattern can stand for what makes it s.

@@ -131,7 +131,7 @@ func (v nodeView) message() *controlv1.Node {
 		n.State = controlv1.Node_STATE_READY
 	}
 	n.Name = v.id.Name()
-	n.AssignedCameras = int32(min(v.cameras, 1<<31-1)) //nolint:gosec // bounded
+	n.AssignedCameras = int32(min(v.cameras, 1<<31-1))
 	if v.drain != nil {
 		n.Drain = proto.CloneOf(v.drain.Drain)
 		n.Drain.CamerasLeft = n.AssignedCameras

@@ -8,9 +8,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	controlv1 "fanlight/proto/fanlight/control/v1"
-
 	"fanlight/internal/fleet"
+	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 
 // ErrSuperseded says that a node's key has come under another lease: the node
@@ -48,18 +47,15 @@ func (l *Lease) ID() int64 { return int64(l.id) }
 // and returns an error.
 func (l *Lease) Renew(ctx context.Context) error {
 	alive, err := l.store.client.KeepAlive(ctx, l.id)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil
+	if err == nil {
+		for range alive { // closed by the client
 		}
-		return fmt.Errorf("renew lease %x: %w", l.ID(), unavailable(err))
-	}
-	for range alive { // closed by the client
+		err = errors.New("it ran out")
 	}
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // the end that was asked for
 	}
-	return fmt.Errorf("lease %x ran out: %w", l.ID(), fleet.Unavailable)
+	return fmt.Errorf("renew lease %x: %w", l.ID(), unavailable(err))
 }
 
 // Revoke ends the lease, and with it the node's key if it still goes with it.

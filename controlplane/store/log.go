@@ -54,7 +54,7 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	if e.Level > zapcore.WarnLevel {
 		level = slog.LevelError
 	}
-	c.log.LogAttrs(context.Background(), level, e.Message, attrs(fields)...)
+	c.log.LogAttrs(context.Background(), level, e.Message, attrs(fields)...) //nolint:sloglint // etcd's message
 	return nil
 }
 

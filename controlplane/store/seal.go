@@ -47,8 +47,8 @@ func (s *sealer) seal(text, data string) []byte {
 	out := make([]byte, 1+s.aead.NonceSize(), 1+s.aead.NonceSize()+len(text)+s.aead.Overhead())
 	out[0] = sealFormat
 	nonce := out[1:]
-	_, _ = rand.Read(nonce) // never fails
-	return s.aead.Seal(out, nonce, []byte(text), []byte(data))
+	_, _ = rand.Read(nonce)                                    // never fails
+	return s.aead.Seal(out, nonce, []byte(text), []byte(data)) //nolint:gosec // the nonce is random
 }
 
 func (s *sealer) unseal(sealed []byte, data string) (string, error) {
@@ -143,7 +143,7 @@ func loadKey(path string, mayCreate bool) ([]byte, error) {
 	if perm := info.Mode().Perm(); perm&0o077 != 0 {
 		return nil, fmt.Errorf("key file %s has mode %04o, so that others than its owner can use it: chmod 600 it", path, perm)
 	}
-	key, err := os.ReadFile(path) //nolint:gosec // the operator chose the path
+	key, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("key file: %w", err)
 	}
@@ -178,7 +178,7 @@ func createKey(path string) ([]byte, error) {
 
 // syncDir makes a directory's entries durable.
 func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // the operator chose the path
+	d, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("sync directory: %w", err)
 	}

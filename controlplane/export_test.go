@@ -1,0 +1,18 @@
+package controlplane
+
+import (
+	"context"
+
+	"fanlight/internal/fleet"
+)
+
+// RevokeLease takes a connected node's lease away, as if it had run out.
+func (s *Server) RevokeLease(ctx context.Context, id fleet.NodeID) error {
+	s.mu.Lock()
+	a := s.agents[id]
+	s.mu.Unlock()
+	a.mu.Lock()
+	lease := a.lease
+	a.mu.Unlock()
+	return lease.Revoke(ctx)
+}
