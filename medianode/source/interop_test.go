@@ -46,7 +46,8 @@ func TestGStreamer(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			port := freePort(t)
-			startCamera(t, port, exec.Command(python, "testdata/gstcam.py", port, c.transport, c.auth, interopUser, interopPassword))
+			startCamera(t, port, exec.Command(python, "../../e2e/testdata/gstcam.py",
+				"--port", port, "--transport", c.transport, "--auth", c.auth, "--username", interopUser, "--password", interopPassword))
 			r := pull(t, Config{
 				Profile:     fleet.Profile{URL: "rtsp://127.0.0.1:" + port + "/cam", Transport: c.ask},
 				Credentials: fleet.Credentials{Username: c.user, Password: c.password},
