@@ -72,7 +72,7 @@ func build() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	binary = filepath.Join(scratch, "fanlight")
-	cmd := exec.CommandContext(ctx, "go", "build", "-race", "-o", binary, "../cmd/fanlight")
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-race", "-o", binary, "../cmd/fanlight")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build fanlight: %w\n%s", err, out)
 	}

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Runs "fanlight up" with two simulated cameras, or with those whose URLs are in
+# CAMERA_URL, and leaves with Ctrl-C: run.sh bin/fanlight
+set -euo pipefail
+fanlight=$1
+
+echo 'Open the page below in a browser; Ctrl-C ends it.'
+if [[ -z "${CAMERA_URL:-}" ]]; then
+  exec "$fanlight" up --demo 2
+fi
+
+# The cameras are added as anybody would add them, once the API is there.
+output=$(mktemp -u)
+mkfifo "$output"
+"$fanlight" up >"$output" &
+server=$!
+trap 'kill "$server" 2>/dev/null || true; wait "$server" || true; rm -f "$output"' EXIT
+trap 'exit 130' INT TERM
+exec 3<"$output"
+while read -r word address <&3; do
+  echo "$word $address"
+  [[ "$word" == api ]] && break
+done
+[[ "${word:-}" == api ]] || { wait "$server"; exit 1; }
+
+n=0
+for url in $CAMERA_URL; do
+  name=camera-$n
+  n=$((n + 1))
+  if "$fanlight" camera get "$name" --server "$address" >/dev/null 2>&1; then
+    "$fanlight" camera update "$name" --url "$url" --server "$address"
+  else
+    "$fanlight" camera add "$name" --url "$url" --server "$address"
+  fi
+done
+wait "$server"
