@@ -322,7 +322,10 @@ func TestStopClosesWebsockets(t *testing.T) {
 }
 
 func TestSilentBrowserIsClosed(t *testing.T) {
-	h := newHarness(t, func(c *Config) { c.Limits.PingEvery = 50 * time.Millisecond; c.Limits.WriteTimeout = 200 * time.Millisecond })
+	h := newHarness(t, func(c *Config) {
+		c.Limits.PingEvery = 50 * time.Millisecond
+		c.Limits.WriteTimeout = 200 * time.Millisecond
+	})
 	n := h.node("n1")
 	h.control.assign("lobby", n, 1)
 	b := h.welcomed("")

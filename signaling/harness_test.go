@@ -374,6 +374,7 @@ func newHarness(t *testing.T, change func(*Config)) *harness {
 	}()
 	h.stop = sync.OnceFunc(func() { cancel(); <-done })
 	h.http = httptest.NewServer(h.gateway.Handler())
+	h.http.Client().Timeout = 2 * patience
 	t.Cleanup(func() { h.stop(); h.http.Close() })
 	eventually(t, "gateway ready", func() bool { return h.gateway.Ready() == nil })
 	return h
@@ -554,9 +555,7 @@ func (h *harness) do(method, path, contentType, body string, headers ...string) 
 		}
 		req.Header.Add(headers[i], headers[i+1])
 	}
-	client := h.http.Client()
-	client.Timeout = 2 * patience
-	resp, err := client.Do(req)
+	resp, err := h.http.Client().Do(req)
 	if err != nil {
 		h.t.Fatal(err)
 	}

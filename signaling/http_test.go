@@ -1,0 +1,220 @@
+package signaling
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"fanlight/internal/fleet"
+)
+
+// unreachable is a control plane that is not there.
+type unreachable struct{}
+
+func (unreachable) Invoke(context.Context, string, any, any, ...grpc.CallOption) error {
+	return fmt.Errorf("dial 10.0.0.1:1: %w", fleet.Unavailable)
+}
+
+func (unreachable) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+	return nil, fmt.Errorf("dial 10.0.0.1:1: %w", fleet.Unavailable)
+}
+
+func TestCamerasAndStats(t *testing.T) {
+	h := newHarness(t, nil)
+	n := h.node("n1")
+	h.control.assign("lobby", n, 1)
+	h.control.assign("yard", n, 1)
+
+	resp, body := h.do("GET", "/v1/cameras", "", "")
+	var list cameraPage
+	if err := json.Unmarshal([]byte(body), &list); err != nil || resp.StatusCode != 200 || len(list.Cameras) != 2 {
+		t.Fatalf("%d %s", resp.StatusCode, body)
+	}
+	for _, c := range list.Cameras {
+		if c.DisplayName == "" || c.State != "failed" || c.Reason != "timeout" || c.Message != "no answer" || c.Labels["site"] != "a" {
+			t.Errorf("camera %+v", c)
+		}
+	}
+	if cc := resp.Header.Get("Cache-Control"); cc != "no-store" {
+		t.Errorf("Cache-Control %q", cc)
+	}
+
+	// Many ask at once; the node is asked once a second.
+	var wg sync.WaitGroup
+	began := time.Now()
+	for range 20 {
+		wg.Go(func() {
+			_, body := h.do("GET", "/stats", "", "")
+			var p figuresPage
+			if err := json.Unmarshal([]byte(body), &p); err != nil || len(p.Cameras) != 2 {
+				t.Errorf("stats %s", body)
+				return
+			}
+			for _, c := range p.Cameras {
+				switch {
+				case c.Camera == "lobby" && (c.State != "live" || c.BitrateBPS != 2_000_000 || c.Node != "n1" || c.Viewers != 3 || c.Width != 640 || c.PacketsLost != 1 || c.PacketsPerSecond != 236):
+					t.Errorf("lobby %+v", c)
+				case c.Camera == "yard" && (c.State != "failed" || c.BitrateBPS != 0):
+					t.Errorf("yard %+v", c)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	most := 1 + int(time.Since(began)/figuresFresh)
+	n.mu.Lock()
+	if n.stats > most {
+		t.Errorf("the node was asked %d times, want %d at most", n.stats, most)
+	}
+	n.mu.Unlock()
+	h.control.mu.Lock()
+	if h.control.browses > 1+most {
+		t.Errorf("the control plane was asked %d times", h.control.browses)
+	}
+	h.control.mu.Unlock()
+
+	for path, reason := range map[string]string{
+		"/v1/cameras?page_size=x": "invalid_argument", "/stats?page_size=-1": "invalid_argument", "/v1/cameras?page_token=wrong": "invalid_page_token",
+	} {
+		resp, body := h.do("GET", path, "", "")
+		h.wantProblem(resp, body, http.StatusBadRequest, reason)
+	}
+
+	// The list is told on while the control plane is away.
+	h.control.stop()
+	time.Sleep(figuresFresh)
+	if resp, body := h.do("GET", "/stats", "", ""); resp.StatusCode != 200 || !strings.Contains(body, `"bitrate_bps":2000000`) {
+		t.Errorf("stats without control plane: %d %s", resp.StatusCode, body)
+	}
+	resp, body = h.do("GET", "/v1/cameras", "", "")
+	h.wantProblem(resp, body, http.StatusServiceUnavailable, "unavailable")
+	if strings.Contains(body, "127.0.0.1") {
+		t.Errorf("the answer tells of addresses: %s", body)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	h := newHarness(t, nil)
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if resp, body := h.do("GET", path, "", ""); resp.StatusCode != 200 || body != "ok\n" {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
+}
+
+func TestAssets(t *testing.T) {
+	h := newHarness(t, func(c *Config) {
+		c.Assets = fstest.MapFS{
+			"index.html":              {Data: []byte("<!doctype html>index")},
+			"stats.html":              {Data: []byte("<!doctype html>stats")},
+			"player.js":               {Data: []byte("export {}")},
+			"assets/wall-Ab12Cd34.js": {Data: []byte("1")},
+			"favicon.svg":             {Data: []byte("<svg/>")},
+		}
+	})
+	for _, test := range []struct{ path, accept, contentType, cache, body string }{
+		{"/", "text/html", "text/html; charset=utf-8", "no-cache", "<!doctype html>index"},
+		{"/player.js", "", "text/javascript; charset=utf-8", "no-cache", "export {}"},
+		{"/assets/wall-Ab12Cd34.js", "", "text/javascript; charset=utf-8", "public, max-age=31536000, immutable", "1"},
+		{"/favicon.svg", "", "image/svg+xml", "no-cache", "<svg/>"},
+		{"/stats", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html; charset=utf-8", "no-cache", "<!doctype html>stats"},
+		{"/stats", "*/*", "application/json", "no-store", `{"cameras":[],"next_page_token":""}`},
+		{"/stats", "application/json, text/html;q=0.5", "application/json", "no-store", `{"cameras":[],"next_page_token":""}`},
+	} {
+		resp, body := h.do("GET", test.path, "", "", "Accept", test.accept, "Origin", h.http.URL)
+		hd := resp.Header
+		if resp.StatusCode != 200 || body != test.body || hd.Get("Content-Type") != test.contentType || hd.Get("Cache-Control") != test.cache || hd.Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("%s for %q: %d %v %s", test.path, test.accept, resp.StatusCode, hd, body)
+		}
+		if strings.HasPrefix(test.contentType, "text/html") && !strings.Contains(hd.Get("Content-Security-Policy"), "default-src 'none'") {
+			t.Errorf("%s: no policy", test.path)
+		}
+		if etag := hd.Get("ETag"); etag != "" {
+			if resp, _ := h.do("GET", test.path, "", "", "Accept", test.accept, "If-None-Match", etag); resp.StatusCode != http.StatusNotModified {
+				t.Errorf("%s: with its ETag: %d", test.path, resp.StatusCode)
+			}
+		}
+	}
+	// Pages of others embed the player.
+	if resp, _ := h.do("GET", "/player.js", "", "", "Origin", "https://other.example.com"); resp.StatusCode != 200 || resp.Header.Get("Access-Control-Allow-Origin") != "*" {
+		t.Errorf("player for another origin: %d %v", resp.StatusCode, resp.Header)
+	}
+	for _, path := range []string{"/nothing", "/assets/", "/v1/nothing"} {
+		resp, body := h.do("GET", path, "", "")
+		h.wantProblem(resp, body, http.StatusNotFound, "path_not_found")
+	}
+	resp, body := h.do("POST", "/", "", "")
+	h.wantProblem(resp, body, http.StatusMethodNotAllowed, "method_not_allowed")
+}
+
+func TestRemote(t *testing.T) {
+	g := &Gateway{proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+	for _, test := range []struct {
+		addr      string
+		forwarded []string
+		want      string
+	}{
+		{"192.0.2.1:5", nil, "192.0.2.1"},
+		{"192.0.2.1:5", []string{"198.51.100.9"}, "192.0.2.1"}, // not a proxy: may say anything
+		{"10.1.2.3:5", []string{"198.51.100.9"}, "198.51.100.9"},
+		{"10.1.2.3:5", []string{"203.0.113.1, 198.51.100.9, 10.9.9.9"}, "198.51.100.9"},
+		{"10.1.2.3:5", []string{"203.0.113.1", "198.51.100.9"}, "198.51.100.9"},
+		{"10.1.2.3:5", []string{"garbage"}, "10.1.2.3"},
+		{"10.1.2.3:5", nil, "10.1.2.3"},
+		{"[::ffff:192.0.2.1]:5", nil, "192.0.2.1"},
+		{"[fe80::1%eth0]:5", nil, "fe80::1"},
+	} {
+		r := &http.Request{RemoteAddr: test.addr, Header: http.Header{"X-Forwarded-For": test.forwarded}}
+		if got := g.remote(r); got != test.want {
+			t.Errorf("%s %v: got %s, want %s", test.addr, test.forwarded, got, test.want)
+		}
+	}
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	dial := func(string) (*grpc.ClientConn, error) { return nil, nil }
+	for name, cfg := range map[string]Config{
+		"nothing":     {},
+		"origin":      {ControlPlane: unreachable{}, DialNode: dial, AllowedOrigins: []string{"example.com"}},
+		"origin path": {ControlPlane: unreachable{}, DialNode: dial, AllowedOrigins: []string{"https://example.com/x"}},
+		"ice":         {ControlPlane: unreachable{}, DialNode: dial, ICE: ICE{Servers: []ICEServer{{URLs: []string{"http://x"}}}}},
+		"turn":        {ControlPlane: unreachable{}, DialNode: dial, ICE: ICE{Servers: []ICEServer{{URLs: []string{"turn:x"}}}}},
+	} {
+		if _, err := New(cfg); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// TestTURN checks credentials against values computed by
+// printf '1700003600:anna' | openssl dgst -sha1 -hmac north -binary | base64.
+func TestTURN(t *testing.T) {
+	ice := ICE{
+		Servers:    []ICEServer{{URLs: []string{"turn:t:3478"}}, {URLs: []string{"turn:fixed"}, Username: "u", Credential: "c"}, {URLs: []string{"stun:s"}}},
+		TURNSecret: []byte("north"), TURNLifetime: time.Hour,
+	}
+	got := ice.servers("anna", time.Unix(1_700_000_000, 0))
+	if got[0].Username != "1700003600:anna" || got[0].Credential != turnCredential {
+		t.Errorf("made %+v", got[0])
+	}
+	if got[1].Username != "u" || got[1].Credential != "c" || got[2].Username != "" {
+		t.Errorf("static %+v", got[1:])
+	}
+	if ice.Servers[0].Username != "" {
+		t.Error("the configuration was changed")
+	}
+	if u := ice.servers("a:b\"c", time.Unix(0, 0))[0].Username; u != "3600:a_b_c" {
+		t.Errorf("username %q", u)
+	}
+}
+
+const turnCredential = "+MLxLOEoYnWwCOD+2dzOXWFtASg="
