@@ -394,10 +394,10 @@ func follow(ctx context.Context, sub *Subscription, n int) error {
 	var last [kinds]*Packet
 	for range n {
 		ev, err := sub.Next(ctx)
-		if ctx.Err() != nil || errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, context.DeadlineExceeded):
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
 		b, ok := ev.(*Burst)
