@@ -76,8 +76,8 @@ type Viewer struct {
 	// Static after New.
 	cfg      Config
 	pc       *webrtc.PeerConnection
-	conn     *lossyConn // nil: TCP
-	mux      ice.UDPMux // nil: TCP
+	conn     *lossyConn    // nil: TCP
+	mux      ice.UDPMux    // nil: TCP
 	gathered chan struct{} // holds a token when a gathering is complete
 
 	readers sync.WaitGroup // of tracks and RTCP

@@ -83,7 +83,7 @@ func (w *WHEP) do(ctx context.Context, method, target, contentType, body string,
 	if err != nil {
 		return "", nil, err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
 		return "", nil, err

@@ -332,6 +332,7 @@ func profileOf(idc, constraints byte) profile {
 func profileOrder(track *stream.Track) []profile {
 	rest := []profile{profileConstrainedBaseline, profileBaseline, profileMain, profileConstrainedHigh, profileHigh}
 	switch trackProfile(track) {
+	case profileOther, profileConstrainedBaseline:
 	case profileBaseline:
 		return []profile{profileBaseline, profileConstrainedBaseline, profileMain, profileConstrainedHigh, profileHigh}
 	case profileMain:

@@ -121,8 +121,8 @@ type Engine struct {
 	closed   bool
 }
 
-// Stats are an engine's figures.
-type Stats struct {
+// EngineStats are an engine's figures.
+type EngineStats struct {
 	Sessions   int    // open now
 	TCPRefused uint64 // TCP connections refused because there were too many
 }
@@ -210,10 +210,10 @@ func (e *Engine) set(network *network, tcp bool) error {
 func (e *Engine) Addresses() []netip.Addr { return e.addrs }
 
 // Stats returns the figures.
-func (e *Engine) Stats() Stats {
+func (e *Engine) Stats() EngineStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := Stats{Sessions: len(e.sessions)}
+	s := EngineStats{Sessions: len(e.sessions)}
 	if e.listener != nil {
 		s.TCPRefused = e.listener.refused.Load()
 	}

@@ -89,6 +89,7 @@ func (n *node) watch(t testing.TB, v *viewertest.Viewer, cfg session.OpenConfig)
 }
 
 func run(t testing.TB, s *session.Session) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{Session: s, done: make(chan struct{}), cancel: cancel}
 	go func() {
@@ -117,6 +118,7 @@ func (r *running) wait(t testing.TB) error {
 }
 
 func testContext(t testing.TB) context.Context {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
@@ -180,6 +182,7 @@ func pcmaTrack() stream.Track {
 }
 
 func newCamera(t testing.TB) *camera {
+	t.Helper()
 	c := &camera{t: t, stream: stream.New(stream.Config{})}
 	t.Cleanup(func() { c.stream.Close(nil) })
 	return c

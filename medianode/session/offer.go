@@ -2,7 +2,6 @@ package session
 
 import (
 	"fmt"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,9 +62,13 @@ func parseOffer(s string) (*offer, error) {
 	if strings.TrimSpace(s) == "" {
 		return nil, badOffer("the offer is empty; send the sdp of RTCPeerConnection.createOffer")
 	}
+	const asItIs = "send the sdp of RTCPeerConnection.createOffer as it is"
+	if !strings.HasPrefix(s, "v=0") {
+		return nil, badOffer("the offer is not SDP (RFC 8866), which begins with v=0; %s", asItIs)
+	}
 	o := &offer{video: -1, audio: -1}
 	if err := o.desc.UnmarshalString(s); err != nil {
-		return nil, badOffer("the offer is not SDP (RFC 8866): %s; send the sdp of RTCPeerConnection.createOffer as it is", clip(err.Error()))
+		return nil, badOffer("the offer is not SDP (RFC 8866): %s; %s", clip(err.Error()), asItIs)
 	}
 	if n := len(o.desc.MediaDescriptions); n > maxSections {
 		return nil, badOffer("the offer has %d media sections; at most %d are answered: make a peer connection for each camera", n, maxSections)
@@ -344,10 +347,4 @@ func clip(s string) string {
 		s = s[:most] + "…"
 	}
 	return strings.ToValidUTF8(s, "?")
-}
-
-// isLocalName tells whether a candidate's address is a name of multicast DNS,
-// with which browsers hide their own (draft-ietf-mmusic-mdns-ice-candidates).
-func isLocalName(address string) bool {
-	return net.ParseIP(address) == nil && strings.HasSuffix(strings.ToLower(address), ".local")
 }

@@ -63,11 +63,12 @@ type Session struct {
 
 	mu      sync.Mutex    // guards the rest
 	closed  bool          // closing is closed
+	failure error         // why, if it was not by Close
 	running chan struct{} // closed when Run has returned; nil before Run
 }
 
-// SessionStats are one session's figures.
-type SessionStats struct {
+// Stats are one session's figures.
+type Stats struct {
 	Connected        bool   // media can flow
 	Packets          uint64 // RTP packets sent, audio and video, without retransmissions
 	Bytes            uint64 // of their payload
@@ -155,7 +156,9 @@ func (s *Session) answer(ctx context.Context, o *offer, complete bool) (string, 
 }
 
 // Restart answers an offer that restarts ICE (RFC 8445 §2.4): the same sections
-// and certificate, new ICE credentials. The answer has all candidates. The error
+// and certificate, new ICE credentials. The answer has all candidates. Packets
+// sent until the new path is found are lost, for pion leaves the old one at
+// once; the viewer asks for them again (NACK). The error
 // is fleet.BadOffer, and the session is as before; or
 // fleet.PeerConnectionFailed, and the session is ending.
 func (s *Session) Restart(text string) (answer string, err error) {
@@ -181,8 +184,10 @@ func (s *Session) Restart(text string) (answer string, err error) {
 		return err
 	})
 	if err != nil {
-		s.end()
-		return "", fmt.Errorf("restart ICE: %w: %v", fleet.PeerConnectionFailed, err)
+		// The reason is not err's: the offer may be good and the connection is lost.
+		err = fmt.Errorf("restart ICE: %w: %s", fleet.PeerConnectionFailed, err.Error())
+		s.fail(err)
+		return "", err
 	}
 	s.remote = o
 	return answer, nil
@@ -256,6 +261,11 @@ func (s *Session) Run(ctx context.Context) error {
 	cancel()
 	s.hangUp()
 	wg.Wait()
+	if err == nil {
+		s.mu.Lock()
+		err = s.failure
+		s.mu.Unlock()
+	}
 	if err != nil {
 		return fmt.Errorf("session %q: %w", s.cfg.ID, err)
 	}
@@ -267,6 +277,7 @@ func (s *Session) watch(ctx context.Context) error {
 	deadline := time.NewTimer(s.engine.timeouts.Connect)
 	defer deadline.Stop()
 	for {
+		//nolint:exhaustive // in the other states there is nothing to do but wait
 		switch s.pc.ConnectionState() {
 		case webrtc.PeerConnectionStateConnected:
 			if !s.connected.Load() {
@@ -302,7 +313,7 @@ func (s *Session) watch(ctx context.Context) error {
 func (s *Session) begin() error {
 	for _, t := range s.tracks() {
 		if err := t.sender.SetReadDeadline(time.Time{}); err != nil {
-			return fmt.Errorf("%w: start SRTP: %v", fleet.PeerConnectionFailed, err)
+			return fmt.Errorf("%w: start SRTP: %w", fleet.PeerConnectionFailed, err)
 		}
 	}
 	s.connected.Store(true)
@@ -338,7 +349,7 @@ func (s *Session) pump(ctx context.Context, sub *stream.Subscription) error {
 		ev, err := sub.Next(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // the end that was asked for
 			}
 			return err
 		}
@@ -390,8 +401,8 @@ func (s *Session) send(b *stream.Burst) (*track, error) {
 }
 
 // Stats returns the figures.
-func (s *Session) Stats() SessionStats {
-	st := SessionStats{
+func (s *Session) Stats() Stats {
+	st := Stats{
 		Connected:        s.connected.Load(),
 		KeyframeRequests: s.feedback.keyframeRequests.Load(),
 		Nacked:           s.feedback.nacked.Load(),
@@ -426,6 +437,16 @@ func (s *Session) end() chan struct{} {
 		close(s.closing)
 	}
 	return s.running
+}
+
+// fail ends the session with an error, unless it has ended.
+func (s *Session) fail(err error) {
+	s.mu.Lock()
+	if !s.closed {
+		s.failure = err
+	}
+	s.mu.Unlock()
+	s.end()
 }
 
 func (s *Session) isClosed() bool {

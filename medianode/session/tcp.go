@@ -114,9 +114,11 @@ type tcpConn struct {
 }
 
 func (c *tcpConn) LocalAddr() net.Addr {
-	a := *c.Conn.LocalAddr().(*net.TCPAddr)
-	a.IP, a.Zone = anyAddress(c.Conn.RemoteAddr().(*net.TCPAddr).IP.To4() == nil), ""
-	return &a
+	a, ok := c.Conn.LocalAddr().(*net.TCPAddr)
+	if !ok {
+		return c.Conn.LocalAddr() // which pion refuses
+	}
+	return &net.TCPAddr{IP: anyAddress(a.IP.To4() == nil), Port: a.Port}
 }
 
 func (c *tcpConn) Close() error {

@@ -94,8 +94,13 @@ func Listen(addr netip.AddrPort, cfg Config) (*Conn, error) {
 		_ = u.Close()
 		return nil, fmt.Errorf("listen for media over udp on %v: %w", addr, err)
 	}
-	local := u.LocalAddr().(*net.UDPAddr).AddrPort()
-	return &Conn{udp: u, addr: netip.AddrPortFrom(local.Addr().Unmap(), local.Port()), closed: make(chan struct{})}, nil
+	local, ok := u.LocalAddr().(*net.UDPAddr)
+	if !ok {
+		_ = u.Close()
+		return nil, fmt.Errorf("listen for media over udp on %v: the socket is at %v", addr, u.LocalAddr())
+	}
+	bound := local.AddrPort()
+	return &Conn{udp: u, addr: netip.AddrPortFrom(bound.Addr().Unmap(), bound.Port()), closed: make(chan struct{})}, nil
 }
 
 func setBuffers(u *net.UDPConn, cfg Config) error {

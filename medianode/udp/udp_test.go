@@ -47,7 +47,7 @@ func TestListen(t *testing.T) {
 			if got := c.AddrPort(); got.Addr().String() != tt.want || got.Port() == 0 {
 				t.Errorf("AddrPort() = %v, want %s and a port", got, tt.want)
 			}
-			if got := c.LocalAddr().(*net.UDPAddr).AddrPort(); got != c.AddrPort() {
+			if got, ok := c.LocalAddr().(*net.UDPAddr); !ok || got.AddrPort() != c.AddrPort() {
 				t.Errorf("LocalAddr() = %v, want %v", got, c.AddrPort())
 			}
 			for _, host := range tt.reaches {
@@ -73,7 +73,7 @@ func echo(t *testing.T, c *udp.Conn, host string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer peer.Close()
+	defer func() { _ = peer.Close() }()
 	if _, err := peer.Write([]byte("ping")); err != nil {
 		t.Fatal(err)
 	}
