@@ -197,6 +197,9 @@ func (v *viewing) serve(ctx context.Context, s *session.Session, ended <-chan er
 		case <-v.overflow:
 			return false, fmt.Errorf("session %q: the gateway does not read: %w", v.id, fleet.Unavailable)
 		case err := <-ended:
+			if err == nil { // closed by the engine, which the node does when it stops
+				err = fmt.Errorf("session %q: %w", v.id, fleet.NodeStopping)
+			}
 			return true, err
 		case <-ctx.Done():
 			return false, context.Cause(ctx)
