@@ -388,6 +388,18 @@ func (h *harness) node(name string) *fakeNode {
 	return n
 }
 
+// moved gives a camera to a node and waits until the gateway knows.
+func (h *harness) moved(camera string, n *fakeNode, generation int64) {
+	h.t.Helper()
+	h.control.assign(camera, n, generation)
+	w := h.gateway.routes.Watch(fleet.CameraID(camera))
+	defer w.Close()
+	eventually(h.t, "the gateway knows the new route", func() bool {
+		r, _, _ := w.Route()
+		return r.Generation == generation && r.Address == n.addr
+	})
+}
+
 // eventually waits until something is so.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()

@@ -73,7 +73,7 @@ func TestNodeEndsTheSession(t *testing.T) {
 	b := h.welcomed("")
 	for i, reason := range []fleet.Error{fleet.CameraMoved, fleet.NodeStopping} {
 		id := fmt.Sprintf("s%d", i)
-		h.control.assign("lobby", n1, int64(10*i+1))
+		h.moved("lobby", n1, int64(10*i+1))
 		s := b.live(id, "lobby", n1)
 		s.end <- fmt.Errorf("node: %w", reason)
 		if m := b.untilState(id, stateMoving); m.Reason != strings.ToLower(string(reason)) {
@@ -84,7 +84,7 @@ func TestNodeEndsTheSession(t *testing.T) {
 	}
 	for i, reason := range []fleet.Error{fleet.CameraDeleted, fleet.PeerConnectionFailed, fleet.Internal} {
 		id := fmt.Sprintf("e%d", i)
-		h.control.assign("lobby", n1, int64(100+i))
+		h.moved("lobby", n1, int64(100+i))
 		s := b.live(id, "lobby", n1)
 		s.end <- fmt.Errorf("secret of the node: %w", reason)
 		want := strings.ToLower(string(reason))

@@ -203,7 +203,7 @@ func TestWHEPEnds(t *testing.T) {
 		return resp.StatusCode == http.StatusNotFound
 	})
 	// The gateway's end ends the sessions.
-	h.control.assign("lobby", n1, 3)
+	h.moved("lobby", n1, 3)
 	_, s = post(h, n1)
 	h.stop()
 	s.left()
