@@ -135,7 +135,7 @@ type viewing struct {
 	camera *camera
 	id     fleet.SessionID
 	stream sessionStream
-	stats  session.SessionStats // set at the end
+	stats  session.Stats // set at the end
 
 	out      chan *mediav1.OpenSessionResponse // to the gateway; never closed
 	once     sync.Once                         // closes overflow
