@@ -111,6 +111,34 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+// What was written is read at once.
+func TestOwnWritesAreRead(t *testing.T) {
+	r := start(t, options{})
+	for i := range 50 {
+		id := fmt.Sprintf("c-%d", i)
+		r.create(camera(id))
+		if got := len(r.list(t, &controlv1.ListCamerasRequest{})); got != 1 {
+			t.Fatalf("%d cameras after a creation", got)
+		}
+		for _, name := range []string{"x", "y"} {
+			if _, err := r.cameras.UpdateCamera(r.ctx(), &controlv1.UpdateCameraRequest{
+				Camera: &controlv1.Camera{Name: "cameras/" + id, DisplayName: name}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"display_name"}},
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if got := r.get(id).GetDisplayName(); got != name {
+				t.Fatalf("read %q after writing %q", got, name)
+			}
+		}
+		if _, err := r.cameras.DeleteCamera(r.ctx(), &controlv1.DeleteCameraRequest{Name: "cameras/" + id}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.cameras.GetCamera(r.ctx(), &controlv1.GetCameraRequest{Name: "cameras/" + id}); !errors.Is(err, fleet.CameraNotFound) {
+			t.Fatalf("read after its deletion: %v", err)
+		}
+	}
+}
+
 // Updates of different fields at the same time all count.
 func TestConcurrentUpdates(t *testing.T) {
 	r := start(t, options{})

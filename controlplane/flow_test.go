@@ -108,6 +108,7 @@ func TestFiguresAreStoredLater(t *testing.T) {
 	}
 	for i := range int32(200) {
 		n.report("lobby", g, &controlv1.CameraStatus{State: live, Viewers: 2 + i})
+		time.Sleep(time.Millisecond) // or they would be stored together anyway
 	}
 	r.eventually("the last figure", func() bool { return r.get("lobby").GetStatus().GetViewers() == 201 })
 	after, err := r.store.Revision(r.ctx())

@@ -3,6 +3,7 @@ package controlplane_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"fanlight/controlplane"
 	"fanlight/controlplane/store"
+	"fanlight/internal/fleet"
 	"fanlight/internal/rpc"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 )
@@ -265,8 +267,12 @@ func TestReplicas(t *testing.T) {
 	if got := moved.until("lobby", "yard")["cameras/lobby"].GetGeneration(); got != d.GetGeneration() {
 		t.Errorf("generation %d, was %d", got, d.GetGeneration())
 	}
-	for err := error(nil); err == nil; {
+	var err error
+	for err == nil {
 		_, err = n.stream.Recv()
+	}
+	if !errors.Is(err, fleet.Unavailable) || !strings.Contains(err.Error(), "taken its place") {
+		t.Errorf("the old stream ended with %v", err)
 	}
 
 	// When the leader goes, the other one leads.
