@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -78,6 +79,7 @@ func (a *agent) run(ctx context.Context) {
 	defer wg.Wait()
 	wg.Go(func() { a.lease.watch(ctx, a.node.leaseExpired) })
 	backoff := rpc.Backoff{Min: minReconnect, Max: maxReconnect}
+	level := slog.LevelWarn // of the first failure; those that follow are no news
 	for ctx.Err() == nil {
 		welcomed, err := a.sync(ctx)
 		if ctx.Err() != nil {
@@ -85,8 +87,10 @@ func (a *agent) run(ctx context.Context) {
 		}
 		if welcomed {
 			backoff.Reset()
+			level = slog.LevelWarn
 		}
-		a.node.log.Warn("control stream ended", "error", err)
+		a.node.log.Log(ctx, level, "control stream ended", "error", err)
+		level = slog.LevelDebug
 		if backoff.Sleep(ctx) != nil {
 			return
 		}

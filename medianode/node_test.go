@@ -43,8 +43,12 @@ func TestOneSourceForManyViewers(t *testing.T) {
 		open.Session = fmt.Sprint("s", i)
 		all = append(all, r.watch(t, open, viewertest.Config{}))
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	for _, w := range all {
-		w.waitFrames(t, 30)
+		if err := w.WaitFrames(ctx, 40); err != nil {
+			t.Fatal(err)
+		}
 		w.waitState(t, live)
 		if got := w.Report().Video; !got.Perfect() {
 			t.Errorf("a viewer got %v", got)

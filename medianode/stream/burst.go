@@ -19,7 +19,7 @@ func (StatusChange) event() {}
 // be changed.
 type Burst struct {
 	Track    int       // index into Stream.Tracks
-	Kind     Kind      //
+	Kind     Kind      // the track's
 	Codec    string    // the track's
 	Keyframe bool      // an IDR picture begins here, with its parameter sets: a decoder can start
 	Damaged  bool      // packets are missing before or within this burst
@@ -42,7 +42,8 @@ type Packet struct {
 }
 
 // maxBurst is how many packets of an access unit leave together, so that a
-// keyframe of hundreds of packets does not swamp a viewer (DESIGN: bursts).
+// keyframe of hundreds of packets does not swamp a viewer: the bursts of others
+// are the pacing.
 const maxBurst = 16
 
 // output is the way of one kind's packets out of the stream; it lives as long
