@@ -90,6 +90,7 @@ export class Connection {
   #socket: Socket | undefined;
   #welcome: Welcome | undefined;
   #welcomedAt = 0;
+  #heardAt = 0;
   #trouble: Trouble | undefined;
   /** What the gateway said instead of welcome. */
   #said: ErrorMessage | undefined;
@@ -118,6 +119,11 @@ export class Connection {
   /** Why there is no connection; undefined: connected, or the first attempt is under way. */
   get trouble(): Trouble | undefined {
     return this.#trouble;
+  }
+
+  /** When the gateway last said anything, milliseconds since the epoch. */
+  get heardAt(): number {
+    return this.#heardAt;
   }
 
   /** Adds a member. It hears of the connection at once if there is one. */
@@ -194,6 +200,7 @@ export class Connection {
   }
 
   #received(data: unknown, token: string): void {
+    this.#heardAt = Date.now();
     const message = parseServerMessage(data);
     if (!message) return;
     if (message.type === "welcome") {

@@ -45,6 +45,9 @@ const FAR_LINGER = 8_000;
 /** The connections of all players of the page. */
 const pool = new Pool();
 
+/** What a page may set. */
+const PROPERTIES = ["camera", "src", "token", "muted"] as const;
+
 const IDLE: PlaybackStatus = { state: "idle", reason: "", message: "", retryAt: undefined };
 
 export class FanlightPlayer extends HTMLElement {
@@ -80,6 +83,7 @@ export class FanlightPlayer extends HTMLElement {
     });
     this.#screen = new VideoScreen(this.#view.screen, true, () => this.#blocked());
     this.#internals.role = "group";
+    for (const name of PROPERTIES) this.#upgrade(name);
   }
 
   /** The camera's id; empty: none. */
@@ -138,6 +142,15 @@ export class FanlightPlayer extends HTMLElement {
   /** Makes the next try now, if one is waited for. */
   retry(): void {
     this.#playback?.retryNow();
+  }
+
+  /** Takes over what the page set on the element before the module was there to hear of it. */
+  #upgrade(name: (typeof PROPERTIES)[number]): void {
+    if (!Object.hasOwn(this, name)) return;
+    const value = Reflect.get(this, name);
+    Reflect.deleteProperty(this, name);
+    // A constructor may not set attributes.
+    queueMicrotask(() => Reflect.set(this, name, value));
   }
 
   connectedCallback(): void {

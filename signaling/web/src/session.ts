@@ -34,7 +34,9 @@ export interface SessionOptions {
 }
 
 /** The gateway has so long to say anything of a new session, milliseconds. The answer itself may wait for a node. */
-const ANSWER_TIMEOUT = 10_000;
+const ANSWER_TIMEOUT = 15_000;
+/** A busy page may come to its timers before it comes to what the gateway said: it gets so long to catch up. */
+const CATCH_UP = 3_000;
 /** ICE and DTLS have so long after the answer. */
 const CONNECT_TIMEOUT = 15_000;
 /** A peer connection that is "disconnected" gets so long to recover by itself before ICE is restarted. */
@@ -50,6 +52,7 @@ export class Session {
   readonly #pc: RTCPeerConnection;
   readonly #remote: RTCIceCandidateInit[] = [];
   readonly #local: (RTCIceCandidateInit | null)[] = [];
+  readonly #beganAt = Date.now();
   #offered = false;
   #heard = false;
   #answered = false;
@@ -81,7 +84,7 @@ export class Session {
 
   /** Makes the offer and sends it. Reports what fails as an event. */
   async start(): Promise<void> {
-    this.#within(ANSWER_TIMEOUT, () => this.#unanswered());
+    this.#within(ANSWER_TIMEOUT, () => this.#within(CATCH_UP, () => this.#unanswered()));
     try {
       await this.#pc.setLocalDescription(await this.#pc.createOffer());
     } catch (error) {
@@ -258,9 +261,10 @@ export class Session {
   }
 
   #unanswered(): void {
-    // The websocket looks open but nothing comes back: the path is dead.
+    const dead = this.#connection.heardAt <= this.#beganAt;
     this.#fail("no_answer", "");
-    this.#connection.renew("no_answer");
+    // The websocket looks open but nothing comes back on it, for nobody: the path is dead.
+    if (dead) this.#connection.renew("no_answer");
   }
 
   #lost(): void {

@@ -5,7 +5,7 @@ export const STYLE = `
   --_color: var(--fanlight-color, #f2f4f7);
   --_muted: var(--fanlight-muted-color, #a7b0bd);
   --_accent: var(--fanlight-accent, #f5b83d);
-  --_veil: var(--fanlight-overlay, rgb(8 10 13 / 72%));
+  --_veil: var(--fanlight-overlay, rgb(8 10 13 / 80%));
   --_radius: var(--fanlight-radius, 0px);
   display: block;
   position: relative;
@@ -72,7 +72,7 @@ video.front { z-index: 1; }
 
 .toolbar {
   position: absolute; z-index: 3; right: 10px; bottom: 10px; display: flex; gap: 6px;
-  opacity: .55; transition: opacity .15s ease;
+  opacity: .75; transition: opacity .15s ease;
 }
 :host(:hover) .toolbar, .toolbar:focus-within { opacity: 1; }
 @media (hover: none) { .toolbar { opacity: .9; } }
@@ -80,7 +80,7 @@ video.front { z-index: 1; }
 button {
   display: grid; place-items: center; width: 40px; height: 40px; padding: 0;
   border: 0; border-radius: 10px; cursor: pointer;
-  background: rgb(10 12 15 / 66%); color: inherit;
+  background: rgb(10 12 15 / 78%); color: inherit;
 }
 button:hover { background: rgb(10 12 15 / 90%); }
 button:focus-visible { outline: 2px solid var(--_accent); outline-offset: 2px; }

@@ -21,6 +21,11 @@ const TITLES: Readonly<Record<PlayerState, string>> = {
   ended: "No picture",
 };
 
+/** What is wanted needs no alarm: a disabled camera is only that. */
+function titleOf({ state, reason }: PlaybackStatus): string {
+  return reason === "camera_disabled" || reason === "disabled" ? "Camera disabled" : TITLES[state];
+}
+
 type Symbol = "none" | "wait" | "off" | "bar";
 
 const SYMBOLS: Readonly<Record<PlayerState, Symbol>> = {
@@ -57,7 +62,7 @@ export class View {
   readonly #mute: HTMLButtonElement;
   readonly #fullscreen: HTMLButtonElement;
   #retryAt: number | undefined;
-  #timer: ReturnType<typeof setInterval> | undefined;
+  #timer: ReturnType<typeof setTimeout> | undefined;
   #hadTrouble = false;
 
   constructor(root: ShadowRoot, actions: ViewActions) {
@@ -116,7 +121,7 @@ export class View {
     options: { hasPicture: boolean; browserHasH264: boolean; speak: boolean },
   ): string {
     const text = sentence(status.reason, status.message, options.browserHasH264);
-    const title = TITLES[status.state];
+    const title = titleOf(status);
     this.#frame.classList.toggle("picture", options.hasPicture);
     this.#overlay.dataset.symbol = SYMBOLS[status.state];
     this.#overlay.classList.toggle("on", title !== "");
@@ -128,8 +133,6 @@ export class View {
     this.#speak(status.state, title, text, options.speak);
     this.#retryAt = title === "" ? undefined : status.retryAt;
     this.#count();
-    clearInterval(this.#timer);
-    this.#timer = this.#retryAt === undefined ? undefined : setInterval(() => this.#count(), 1_000);
     return title === "" ? "" : text;
   }
 
@@ -148,12 +151,16 @@ export class View {
 
   /** Ends what runs. The view can be shown again. */
   close(): void {
-    clearInterval(this.#timer);
-    this.#timer = undefined;
+    clearTimeout(this.#timer);
   }
 
+  /** Counts down to the next try, on the second, so that players with the same next try agree. */
   #count(): void {
-    setText(this.#countdown, countdown(this.#retryAt, Date.now()));
+    clearTimeout(this.#timer);
+    const now = Date.now();
+    setText(this.#countdown, countdown(this.#retryAt, now));
+    const left = (this.#retryAt ?? 0) - now;
+    if (left > 0) this.#timer = setTimeout(() => this.#count(), left % 1_000 || 1_000);
   }
 
   /** Says a loss, and the end of one; the first connecting goes without words. */

@@ -5,7 +5,7 @@ import { addCommand, columns, stepped, summaryText } from "../src/pages/layout.t
 import { Poll } from "../src/pages/poll.ts";
 import { sorted, totals } from "../src/pages/table.ts";
 
-type Answer = { status?: number; body?: unknown; etag?: string } | Error;
+type Answer = { status?: number; body?: unknown; text?: string; etag?: string } | Error;
 
 /** An HTTP API that gives the answers in turn, and notes what was asked. */
 function api(...answers: Answer[]) {
@@ -15,8 +15,8 @@ function api(...answers: Answer[]) {
     const answer = answers[asked.length - 1];
     if (!answer) throw new Error("asked too often");
     if (answer instanceof Error) throw answer;
-    const { status = 200, body, etag } = answer;
-    return new Response(body === undefined ? null : JSON.stringify(body), {
+    const { status = 200, body, text, etag } = answer;
+    return new Response(text ?? (body === undefined ? null : JSON.stringify(body)), {
       status,
       headers: etag ? { ETag: etag } : {},
     });
@@ -77,6 +77,20 @@ describe("Api.cameras", () => {
     expect(asked.map(({ headers }) => headers["If-None-Match"])).toEqual([undefined, '"1"', undefined]);
   });
 
+  it("sees by itself that nothing has changed, where the gateway has no ETags", async () => {
+    const changed = { body: { cameras: [{ ...lobby, state: "failed" }] } };
+    const { api: client } = api(
+      { body: { cameras: [lobby] } },
+      { body: { cameras: [lobby] } },
+      changed,
+      { status: 401 },
+      changed,
+    );
+    const kinds: string[] = [];
+    for (let i = 0; i < 5; i++) kinds.push((await client.cameras()).kind);
+    expect(kinds).toEqual(["ok", "unchanged", "ok", "unauthorized", "ok"]);
+  });
+
   it("does not take the first of several pages for all", async () => {
     const first = { body: { cameras: [lobby], next_page_token: "p2" }, etag: '"1"' };
     const { api: client, asked } = api(first, { body: { cameras: [] } }, first, { body: { cameras: [] } });
@@ -99,6 +113,7 @@ describe("Api.cameras", () => {
       new TypeError("failed to fetch"),
       new DOMException("late", "TimeoutError"),
       { body: [] },
+      { text: "<html>" },
     );
     expect(await client.cameras()).toEqual({ kind: "unauthorized", message: "The token has expired." });
     expect(await client.cameras()).toEqual({ kind: "failed", message: "Pages of x may not." });

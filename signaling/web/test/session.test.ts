@@ -142,10 +142,21 @@ describe("Session", () => {
   it("suspects a connection on which nothing comes back", async () => {
     const session = await begin();
     const socket = gateway.last;
-    await vi.advanceTimersByTimeAsync(10_000);
+    await vi.advanceTimersByTimeAsync(17_999);
+    expect(events.failures).toEqual([]);
+    await vi.advanceTimersByTimeAsync(1);
     expect(events.failures).toEqual([{ reason: "no_answer", message: "" }]);
     expect(socket.of("leave")).toEqual([{ type: "leave", session: session.id }]);
     expect(socket.closedByPlayer).toBe(true);
+  });
+
+  it("leaves a connection alone on which others are answered", async () => {
+    await begin();
+    await vi.advanceTimersByTimeAsync(1_000);
+    gateway.last.say({ type: "state", session: "another", state: "live" });
+    await vi.advanceTimersByTimeAsync(17_000);
+    expect(events.failures).toEqual([{ reason: "no_answer", message: "" }]);
+    expect(gateway.last.closedByPlayer).toBe(false);
   });
 
   it("waits for the answer as long as the gateway says why", async () => {

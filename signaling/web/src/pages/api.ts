@@ -43,11 +43,15 @@ const MAX_PAGES = 200;
 const PAGE_SIZE = 1000;
 const TIMEOUT = 10_000;
 
+const UNREADABLE = { kind: "failed", message: "The gateway's answer cannot be read." } as const;
+
 export class Api {
   readonly #base: URL;
   readonly #fetch: Fetch;
   #etag = "";
-  #etagToken = "";
+  /** The token and the text of the last list, for gateways without ETags. */
+  #listedWith = "";
+  #listed = "";
   token = "";
 
   constructor(base: URL, get: Fetch = (url, init) => fetch(url, init)) {
@@ -55,28 +59,32 @@ export class Api {
     this.#fetch = get;
   }
 
-  /** Returns all the cameras that the viewer may see, by name. */
+  /** Returns all the cameras that the viewer may see, by name, if there was a change since they were last returned. */
   async cameras(): Promise<Outcome<CameraEntry[]>> {
+    if (this.#listedWith !== this.token) this.#etag = this.#listed = "";
+    this.#listedWith = this.token;
     const cameras: CameraEntry[] = [];
     let etag = "";
+    let listed = "";
     let page = "";
     for (let pages = 0; pages < MAX_PAGES; pages++) {
-      const url = pageURL("v1/cameras", this.#base, page);
       // An ETag speaks for one page: only a list that is one page can be unchanged by it.
-      const known = pages === 0 && this.#etagToken === this.token ? this.#etag : "";
-      const got = await this.#get(url, known);
+      const got = await this.#get(pageURL("v1/cameras", this.#base, page), pages === 0 ? this.#etag : "");
+      if (got.kind === "unauthorized") this.#etag = this.#listed = "";
       if (got.kind !== "ok") return got;
       const { body, response } = got.value;
       for (const entry of list(body.cameras)) {
         const camera = cameraEntry(entry);
         if (camera) cameras.push(camera);
       }
+      listed += got.value.text;
       page = text(body.next_page_token);
       etag = pages === 0 && page === "" ? (response.headers.get("ETag") ?? "") : "";
       if (page === "") break;
     }
     this.#etag = etag;
-    this.#etagToken = this.token;
+    if (listed === this.#listed) return { kind: "unchanged" };
+    this.#listed = listed;
     return { kind: "ok", value: cameras };
   }
 
@@ -100,7 +108,7 @@ export class Api {
   async #get(
     url: URL,
     etag: string,
-  ): Promise<Outcome<{ body: Record<string, unknown>; response: Response }>> {
+  ): Promise<Outcome<{ body: Record<string, unknown>; text: string; response: Response }>> {
     const headers: Record<string, string> = { Accept: "application/json" };
     if (this.token !== "") headers.Authorization = `Bearer ${this.token}`;
     if (etag !== "") headers["If-None-Match"] = etag;
@@ -115,10 +123,12 @@ export class Api {
         return { kind: "unauthorized", message: await errorMessage(response) };
       }
       if (!response.ok) return { kind: "failed", message: await errorMessage(response) };
-      const body: unknown = await response.json();
-      if (!isObject(body)) return { kind: "failed", message: "The gateway's answer cannot be read." };
-      return { kind: "ok", value: { body, response } };
+      const content = await response.text();
+      const body: unknown = JSON.parse(content);
+      if (!isObject(body)) return UNREADABLE;
+      return { kind: "ok", value: { body, text: content, response } };
     } catch (error) {
+      if (error instanceof SyntaxError) return UNREADABLE;
       const timedOut = error instanceof DOMException && error.name === "TimeoutError";
       return {
         kind: "failed",

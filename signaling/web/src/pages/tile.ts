@@ -146,6 +146,7 @@ export class Tile {
   }
 
   #measured(detail: StatsDetail): void {
+    if (this.#tone().tone !== "live") return;
     this.#stats = detail;
     this.#showFigures();
     this.#onChange();
@@ -174,6 +175,7 @@ export class Tile {
 
   #showFigures(): void {
     const stats = this.#stats;
+    this.element.classList.toggle("quiet", stats === undefined);
     for (const [key, , value] of FIGURES) {
       const field = this.#figures[key].lastElementChild;
       if (field) setText(field, value(stats));

@@ -10,8 +10,15 @@ import { Tile } from "./tile.ts";
 
 /** A new camera is on the wall within about this time, milliseconds. */
 const REFRESH = 600;
-/** So many cameras are found by looking. */
+/** Changes within so long are added up at once, milliseconds. */
+const SUMMARY_AFTER = 250;
+/** So many cameras fit the page without scrolling. */
+const FEW = 4;
+/** More cameras than are found by looking have a filter. */
 const FILTER_FROM = 7;
+
+/** The state of a history entry that shows one camera, when the entry before it is the wall. */
+const FROM_WALL = { fromWall: true };
 
 class Wall {
   readonly #api = new Api(base);
@@ -33,11 +40,9 @@ class Wall {
   readonly #poll = new Poll({ ask: () => this.#ask(), interval: REFRESH });
   readonly #head = header("wall", this.#summary, this.#filter);
   readonly #main: HTMLElement;
-  #summaryPending = false;
+  #summaryTimer: ReturnType<typeof setTimeout> | undefined;
   /** Where the wall was scrolled to when a tile was enlarged. */
   #scroll = 0;
-  /** The enlarged tile is an entry in the history of its own. */
-  #pushed = false;
 
   constructor() {
     this.#api.token = storedToken.get();
@@ -108,8 +113,10 @@ class Wall {
     }
     this.#empty.hidden = !known || cameras.length > 0;
     this.#filter.hidden = cameras.length < FILTER_FROM;
-    this.#grid.style.setProperty("--columns", String(columns(cameras.length)));
-    this.#grid.classList.toggle("single", cameras.length === 1);
+    const across = columns(cameras.length);
+    this.#grid.style.setProperty("--columns", String(across));
+    this.#grid.style.setProperty("--rows", String(Math.ceil(cameras.length / across)));
+    this.#grid.classList.toggle("few", cameras.length <= FEW);
     if (changed || this.#filter.value !== "") this.#applyFilter();
     this.#applyFocus();
     this.#summarize();
@@ -117,8 +124,8 @@ class Wall {
 
   readonly #actions = {
     open: (camera: string) => {
-      this.#pushed = true;
-      location.hash = encodeURIComponent(camera);
+      history.pushState(FROM_WALL, "", `#${encodeURIComponent(camera)}`);
+      this.#applyFocus();
     },
     close: () => this.#leaveFocus(),
     step: (by: 1 | -1) => this.#step(by),
@@ -153,12 +160,11 @@ class Wall {
   }
 
   #leaveFocus(): void {
-    if (this.#pushed) {
-      this.#pushed = false;
+    if (history.state?.fromWall) {
       history.back();
       return;
     }
-    // The page was opened with the camera in its address.
+    // The page was opened with the camera in its address: there is no wall to go back to.
     history.replaceState(null, "", location.pathname + location.search);
     this.#applyFocus();
   }
@@ -171,7 +177,7 @@ class Wall {
     const next = stepped(visible, this.#focusedCamera, by);
     if (next === undefined) return;
     // One step back still leads to the wall.
-    history.replaceState(null, "", `#${encodeURIComponent(next)}`);
+    history.replaceState(history.state, "", `#${encodeURIComponent(next)}`);
     this.#applyFocus();
   }
 
@@ -199,15 +205,13 @@ class Wall {
     this.#nothing.hidden = matches > 0 || this.#tiles.size === 0;
   }
 
-  /** Adds up the tiles, once for all the changes of a frame. */
+  /** Adds up the tiles, once for all the changes of a moment. */
   #summarize(): void {
-    if (this.#summaryPending) return;
-    this.#summaryPending = true;
-    requestAnimationFrame(() => {
-      this.#summaryPending = false;
+    this.#summaryTimer ??= setTimeout(() => {
+      this.#summaryTimer = undefined;
       const tiles = [...this.#tiles.values()].map((tile) => tile.summary);
       setText(this.#summary, summaryText(tiles, bitrate));
-    });
+    }, SUMMARY_AFTER);
   }
 }
 
