@@ -159,7 +159,7 @@ func TestObservationOfAnotherAssignment(t *testing.T) {
 // A node that is gone loses its cameras after the grace; one that returns
 // within it keeps them under the same generation.
 func TestNodeLoss(t *testing.T) {
-	r := start(t, options{config: controlplane.Config{NodeGrace: 300 * time.Millisecond}})
+	r := start(t, options{config: controlplane.Config{NodeGrace: 2 * time.Second}})
 	r.create(camera("lobby"))
 	n := r.connect(&controlv1.Hello{Node: "nodes/n1"})
 	g := n.until("lobby")["cameras/lobby"].GetGeneration()
@@ -169,7 +169,7 @@ func TestNodeLoss(t *testing.T) {
 		t.Errorf("after a short break the generation is %d, was %d", got, g)
 	}
 	// The first stream's lease is revoked meanwhile; the node must stay.
-	time.Sleep(500 * time.Millisecond)
+	time.Sleep(2500 * time.Millisecond)
 	if st := r.get("lobby").GetStatus(); st.GetNode() != "nodes/n1" {
 		t.Fatalf("the node lost its camera with its old lease: %v", st)
 	}
