@@ -13,6 +13,9 @@ export GOFLAGS := -buildvcs=false $(filter-out -buildvcs=%,$(GOFLAGS))
 VERSION := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
 
+# Logs are read as files.
+export NO_COLOR := 1
+
 # How long "make fuzz" spends on each target.
 FUZZTIME ?= 30s
 
@@ -70,7 +73,7 @@ lint: npm-tools linter ## Lint Go and proto/
 	@$(MAKE) --no-print-directory lint-only
 lint-only:
 	$(LINTER) config verify
-	$(LINTER) run
+	$(LINTER) run --allow-serial-runners
 	$(BUF) lint
 
 .PHONY: fmt

@@ -118,7 +118,7 @@ func vlcCamera(t *testing.T) *rtspCamera {
 // vlcCommand runs VLC as nobody if this is root, whom it refuses.
 func vlcCommand(t *testing.T, clip, url string) *exec.Cmd {
 	t.Helper()
-	home, err := os.MkdirTemp(scratch, "vlc-")
+	home, err := os.MkdirTemp(scratch, "vlc-") //nolint:usetesting // nobody could not enter t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -200,7 +200,7 @@ func tryPort() (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("free port: %w", err)
 	}
-	defer lis.Close() //nolint:errcheck // nothing was written
+	defer lis.Close()
 	port := lis.Addr().(*net.TCPAddr).Port
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
 	if err != nil {

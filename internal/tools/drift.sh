@@ -38,7 +38,7 @@ same "signaling/web/dist" signaling/web/dist "$tmp/web/dist" "make web"
 if go mod tidy -diff >"$tmp/tidy" 2>"$tmp/tidy.log"; then
   echo "up to date: go.mod"
 else
-  cat "$tmp/tidy.log" "$tmp/tidy" >&2
+  { tail -n 5 "$tmp/tidy.log"; head -n 30 "$tmp/tidy"; } >&2
   echo "out of date: go.mod or go.sum; run \"go mod tidy\" and commit" >&2
   failed=1
 fi
