@@ -27,6 +27,7 @@ func mint(t *testing.T, g viewer.Grant) string {
 }
 
 func withAuth(t *testing.T) func(*Config) {
+	t.Helper()
 	return func(c *Config) {
 		v, err := viewer.New(viewer.Config{Secret: testSecret, Leeway: -1})
 		if err != nil {
@@ -158,11 +159,11 @@ func TestHTTPAuthorization(t *testing.T) {
 	other := "Bearer " + mint(t, viewer.Grant{Subject: "bert", Cameras: []string{"lob*"}})
 
 	resp, body := h.do("GET", "/v1/cameras", "", "", "Authorization", token)
-	if resp.StatusCode != 200 || !strings.Contains(body, `"lobby"`) || strings.Contains(body, "vault") {
+	if resp.StatusCode != http.StatusOK || !strings.Contains(body, `"lobby"`) || strings.Contains(body, "vault") {
 		t.Errorf("cameras: %d %s", resp.StatusCode, body)
 	}
 	resp, body = h.do("GET", "/stats", "", "", "Authorization", token)
-	if resp.StatusCode != 200 || !strings.Contains(body, `"lobby"`) || strings.Contains(body, "vault") {
+	if resp.StatusCode != http.StatusOK || !strings.Contains(body, `"lobby"`) || strings.Contains(body, "vault") {
 		t.Errorf("stats: %d %s", resp.StatusCode, body)
 	}
 	for _, path := range []string{"/v1/cameras", "/stats"} {
@@ -193,7 +194,7 @@ func TestHTTPAuthorization(t *testing.T) {
 		t.Error("no Link for a viewer")
 	}
 	resp, _ = h.do("DELETE", location, "", "", "Authorization", token)
-	if resp.StatusCode != 200 {
+	if resp.StatusCode != http.StatusOK {
 		t.Errorf("DELETE: %d", resp.StatusCode)
 	}
 	s.left()

@@ -9,10 +9,9 @@ import (
 	"strings"
 
 	"fanlight/internal/fleet"
+	controlv1 "fanlight/proto/fanlight/control/v1"
 	"fanlight/signaling/route"
 	"fanlight/signaling/viewer"
-
-	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 
 // maxPage is how many cameras a page has at most.

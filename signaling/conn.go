@@ -15,9 +15,8 @@ import (
 	"golang.org/x/time/rate"
 
 	"fanlight/internal/fleet"
-	"fanlight/signaling/viewer"
-
 	mediav1 "fanlight/proto/fanlight/media/v1"
+	"fanlight/signaling/viewer"
 )
 
 const (
@@ -92,7 +91,7 @@ func (g *Gateway) serveWebsocket(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // Upgrade has answered
 	}
-	defer ws.Close()
+	defer func() { _ = ws.Close() }()
 	c := &conn{
 		gateway: g, ws: ws, remote: remote,
 		log:     g.log.With("remote_address", remote),
@@ -113,7 +112,7 @@ func (g *Gateway) serveWebsocket(w http.ResponseWriter, r *http.Request) {
 			err = fmt.Errorf("%d connections of one viewer are the limit, close some or share one: %w", g.limits.ConnectionsPerViewer, fleet.TooManyConnections)
 		}
 	}
-	c.serve(err)
+	c.serve(context.WithoutCancel(r.Context()), err)
 }
 
 // websocketToken returns the token among the subprotocols; empty: none.
@@ -127,8 +126,8 @@ func websocketToken(offered []string) string {
 }
 
 // serve runs the connection; refusal is why it must not go on.
-func (c *conn) serve(refusal error) {
-	ctx, cancel := context.WithCancel(context.Background())
+func (c *conn) serve(ctx context.Context, refusal error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var writer sync.WaitGroup
 	writer.Go(c.write)

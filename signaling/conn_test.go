@@ -11,7 +11,6 @@ import (
 	"github.com/gorilla/websocket"
 
 	"fanlight/internal/fleet"
-
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
 )
@@ -274,10 +273,11 @@ func TestHandshake(t *testing.T) {
 	h.wantProblem(resp, body, http.StatusForbidden, "origin_forbidden")
 	for _, origin := range []string{h.http.URL, "https://wall.example.com"} {
 		d := websocket.Dialer{Subprotocols: []string{Protocol}}
-		ws, _, err := d.Dial("ws"+strings.TrimPrefix(h.http.URL, "http")+"/v1/ws", http.Header{"Origin": {origin}})
+		ws, resp, err := d.Dial("ws"+strings.TrimPrefix(h.http.URL, "http")+"/v1/ws", http.Header{"Origin": {origin}})
 		if err != nil {
 			t.Fatalf("origin %s: %v", origin, err)
 		}
+		_ = resp.Body.Close()
 		_ = ws.Close()
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"fanlight/internal/fleet"
-
 	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 

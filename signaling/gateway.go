@@ -51,12 +51,11 @@ import (
 	"google.golang.org/grpc"
 
 	"fanlight/internal/fleet"
+	controlv1 "fanlight/proto/fanlight/control/v1"
+	mediav1 "fanlight/proto/fanlight/media/v1"
 	"fanlight/signaling/route"
 	"fanlight/signaling/viewer"
 	"fanlight/signaling/web"
-
-	controlv1 "fanlight/proto/fanlight/control/v1"
-	mediav1 "fanlight/proto/fanlight/media/v1"
 )
 
 // Config is a gateway's configuration. ControlPlane and DialNode are needed.
@@ -106,10 +105,15 @@ func (l Limits) withDefaults() Limits {
 		v *int
 		n int
 	}{
-		{&l.MessageBytes, 256 << 10}, {&l.MessageRate, 200}, {&l.MessageBurst, 2000},
-		{&l.SessionsPerConnection, 256}, {&l.SessionsPerViewer, 1024},
-		{&l.ConnectionsPerAddress, 256}, {&l.ConnectionsPerViewer, 64},
-		{&l.QueuedMessages, 1024}, {&l.QueuedBytes, 4 << 20},
+		{&l.MessageBytes, 256 << 10},
+		{&l.MessageRate, 200},
+		{&l.MessageBurst, 2000},
+		{&l.SessionsPerConnection, 256},
+		{&l.SessionsPerViewer, 1024},
+		{&l.ConnectionsPerAddress, 256},
+		{&l.ConnectionsPerViewer, 64},
+		{&l.QueuedMessages, 1024},
+		{&l.QueuedBytes, 4 << 20},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.n
@@ -119,8 +123,10 @@ func (l Limits) withDefaults() Limits {
 		v *time.Duration
 		n time.Duration
 	}{
-		{&l.RouteTimeout, 5 * time.Second}, {&l.AnswerTimeout, 10 * time.Second},
-		{&l.WriteTimeout, 10 * time.Second}, {&l.PingEvery, 20 * time.Second},
+		{&l.RouteTimeout, 5 * time.Second},
+		{&l.AnswerTimeout, 10 * time.Second},
+		{&l.WriteTimeout, 10 * time.Second},
+		{&l.PingEvery, 20 * time.Second},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.n
@@ -254,18 +260,6 @@ func (g *Gateway) begin() error {
 	return nil
 }
 
-// sessionConfig is what a session is made of.
-type sessionConfig struct {
-	id      string // the browser's
-	camera  fleet.CameraID
-	open    *mediav1.Open // without session, camera, generation and viewer
-	creds   *credentials
-	remote  string
-	via     string // for the audit line
-	mayMove bool
-	send    func(outbound)
-}
-
 // newSession checks that the viewer may have the session. runSession runs it.
 func (g *Gateway) newSession(cfg sessionConfig) (*session, error) {
 	v, _ := cfg.creds.get()
@@ -290,9 +284,8 @@ func (g *Gateway) newSession(cfg sessionConfig) (*session, error) {
 	}
 	cfg.open.Viewer = v.Subject
 	return &session{
-		gateway: g, id: cfg.id, nodeID: fleet.SessionID(rand.Text()), camera: cfg.camera,
-		open: cfg.open, viewport: cfg.open.GetViewport(), viewing: line, creds: cfg.creds,
-		mayMove: cfg.mayMove, send: cfg.send, release: release, onEnd: func() {},
+		sessionConfig: cfg,
+		gateway:       g, nodeID: fleet.SessionID(rand.Text()), viewing: line, release: release, onEnd: func() {},
 		log:      g.log.With("camera", cfg.camera),
 		requests: make(chan *mediav1.OpenSessionRequest, requestsKept),
 	}, nil

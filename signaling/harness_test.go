@@ -21,10 +21,9 @@ import (
 
 	"fanlight/internal/fleet"
 	"fanlight/internal/rpc"
-	"fanlight/signaling/viewer"
-
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
+	"fanlight/signaling/viewer"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -86,6 +85,7 @@ type fakeControl struct {
 }
 
 func newFakeControl(t *testing.T) *fakeControl {
+	t.Helper()
 	c := &fakeControl{routes: make(map[string]*controlv1.Route), changed: make(chan struct{}), added: make(map[string]int)}
 	c.server = server{
 		t: t, services: map[string]rpc.Role{controlv1.RouteService_ServiceDesc.ServiceName: rpc.RoleGateway},
@@ -206,6 +206,7 @@ type fakeNode struct {
 }
 
 func newFakeNode(t *testing.T, name string) *fakeNode {
+	t.Helper()
 	n := &fakeNode{name: name, sessions: make(chan *nodeSession, 100)}
 	n.server = server{
 		t: t, services: map[string]rpc.Role{mediav1.SessionService_ServiceDesc.ServiceName: rpc.RoleGateway},
@@ -427,8 +428,9 @@ func (h *harness) connect(token string) *browser {
 	d := websocket.Dialer{Subprotocols: protocols, HandshakeTimeout: patience}
 	ws, resp, err := d.Dial("ws"+strings.TrimPrefix(h.http.URL, "http")+"/v1/ws", nil)
 	if err != nil {
-		h.t.Fatalf("connect: %v (%v)", err, resp)
+		h.t.Fatalf("connect: %v", err)
 	}
+	_ = resp.Body.Close()
 	h.t.Cleanup(func() { _ = ws.Close() })
 	if ws.Subprotocol() != Protocol {
 		h.t.Errorf("subprotocol %q", ws.Subprotocol())
@@ -550,8 +552,14 @@ func (b *browser) works(session string, s *nodeSession) {
 	b.untilState(session, stateLive)
 }
 
+// reply is an HTTP response whose body has been read.
+type reply struct {
+	StatusCode int
+	Header     http.Header
+}
+
 // do makes an HTTP request and returns the response with its body.
-func (h *harness) do(method, path, contentType, body string, headers ...string) (*http.Response, string) {
+func (h *harness) do(method, path, contentType, body string, headers ...string) (reply, string) {
 	h.t.Helper()
 	req, err := http.NewRequest(method, h.http.URL+path, strings.NewReader(body))
 	if err != nil {
@@ -571,16 +579,16 @@ func (h *harness) do(method, path, contentType, body string, headers ...string) 
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	data, err := io.ReadAll(resp.Body)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return resp, string(data)
+	return reply{resp.StatusCode, resp.Header}, string(data)
 }
 
 // wantProblem checks an error over HTTP.
-func (h *harness) wantProblem(resp *http.Response, body string, status int, reason string) {
+func (h *harness) wantProblem(resp reply, body string, status int, reason string) {
 	h.t.Helper()
 	var p struct {
 		Status         int

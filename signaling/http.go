@@ -216,10 +216,10 @@ func (g *Gateway) problemStatus(w http.ResponseWriter, status int, err error) {
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("Cache-Control", "no-store")
-	switch {
-	case status == http.StatusUnauthorized:
+	switch status {
+	case http.StatusUnauthorized:
 		h.Set("WWW-Authenticate", `Bearer realm="fanlight"`)
-	case status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests:
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		h.Set("Retry-After", "2")
 	}
 	body, _ := json.Marshal(struct {

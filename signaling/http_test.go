@@ -36,7 +36,7 @@ func TestCamerasAndStats(t *testing.T) {
 
 	resp, body := h.do("GET", "/v1/cameras", "", "")
 	var list cameraPage
-	if err := json.Unmarshal([]byte(body), &list); err != nil || resp.StatusCode != 200 || len(list.Cameras) != 2 {
+	if err := json.Unmarshal([]byte(body), &list); err != nil || resp.StatusCode != http.StatusOK || len(list.Cameras) != 2 {
 		t.Fatalf("%d %s", resp.StatusCode, body)
 	}
 	for _, c := range list.Cameras {
@@ -92,7 +92,7 @@ func TestCamerasAndStats(t *testing.T) {
 	// The list is told on while the control plane is away.
 	h.control.stop()
 	time.Sleep(figuresFresh)
-	if resp, body := h.do("GET", "/stats", "", ""); resp.StatusCode != 200 || !strings.Contains(body, `"bitrate_bps":2000000`) {
+	if resp, body := h.do("GET", "/stats", "", ""); resp.StatusCode != http.StatusOK || !strings.Contains(body, `"bitrate_bps":2000000`) {
 		t.Errorf("stats without control plane: %d %s", resp.StatusCode, body)
 	}
 	resp, body = h.do("GET", "/v1/cameras", "", "")
@@ -105,7 +105,7 @@ func TestCamerasAndStats(t *testing.T) {
 func TestHealth(t *testing.T) {
 	h := newHarness(t, nil)
 	for _, path := range []string{"/healthz", "/readyz"} {
-		if resp, body := h.do("GET", path, "", ""); resp.StatusCode != 200 || body != "ok\n" {
+		if resp, body := h.do("GET", path, "", ""); resp.StatusCode != http.StatusOK || body != "ok\n" {
 			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
 		}
 	}
@@ -132,7 +132,7 @@ func TestAssets(t *testing.T) {
 	} {
 		resp, body := h.do("GET", test.path, "", "", "Accept", test.accept, "Origin", h.http.URL)
 		hd := resp.Header
-		if resp.StatusCode != 200 || body != test.body || hd.Get("Content-Type") != test.contentType || hd.Get("Cache-Control") != test.cache || hd.Get("X-Content-Type-Options") != "nosniff" {
+		if resp.StatusCode != http.StatusOK || body != test.body || hd.Get("Content-Type") != test.contentType || hd.Get("Cache-Control") != test.cache || hd.Get("X-Content-Type-Options") != "nosniff" {
 			t.Errorf("%s for %q: %d %v %s", test.path, test.accept, resp.StatusCode, hd, body)
 		}
 		if strings.HasPrefix(test.contentType, "text/html") && !strings.Contains(hd.Get("Content-Security-Policy"), "default-src 'none'") {
@@ -145,7 +145,7 @@ func TestAssets(t *testing.T) {
 		}
 	}
 	// Pages of others embed the player.
-	if resp, _ := h.do("GET", "/player.js", "", "", "Origin", "https://other.example.com"); resp.StatusCode != 200 || resp.Header.Get("Access-Control-Allow-Origin") != "*" {
+	if resp, _ := h.do("GET", "/player.js", "", "", "Origin", "https://other.example.com"); resp.StatusCode != http.StatusOK || resp.Header.Get("Access-Control-Allow-Origin") != "*" {
 		t.Errorf("player for another origin: %d %v", resp.StatusCode, resp.Header)
 	}
 	for _, path := range []string{"/nothing", "/assets/", "/v1/nothing"} {

@@ -11,9 +11,8 @@ import (
 
 	"fanlight/internal/fleet"
 	"fanlight/internal/rpc"
-	"fanlight/signaling/route"
-
 	mediav1 "fanlight/proto/fanlight/media/v1"
+	"fanlight/signaling/route"
 )
 
 const (
@@ -32,6 +31,18 @@ const (
 // errLeft ends a session that nobody needs to be told of: the browser left it.
 var errLeft = errors.New("left")
 
+// sessionConfig is what a session is made of.
+type sessionConfig struct {
+	id      string // the browser's
+	camera  fleet.CameraID
+	open    *mediav1.Open // without session, camera and generation; its viewport is the session's to change
+	creds   *credentials
+	remote  string
+	via     string         // for the audit line
+	mayMove bool           // the browser can be told to move
+	send    func(outbound) // does not block
+}
+
 // session is one viewer's session, from watch to ended. It lives as long as
 // its viewer wants it, over any number of streams to nodes: what it does
 // follows from the camera's route, whether a stream is open, and whether the
@@ -46,19 +57,13 @@ var errLeft = errors.New("left")
 //	                   browser leaves or the node ends it
 type session struct {
 	// Static.
-	gateway *Gateway
-	id      string          // the browser's
-	nodeID  fleet.SessionID // the node's
-	camera  fleet.CameraID
-	open    *mediav1.Open // without session and generation
-	viewing *viewing
-	creds   *credentials
-	mayMove bool           // the browser can be told to move
-	send    func(outbound) // does not block
-	release func()         // gives the place among the viewer's sessions back; may be called again
-	onEnd   func()         // called before the browser is told that the session has ended
-	log     *slog.Logger
-
+	sessionConfig
+	gateway  *Gateway
+	nodeID   fleet.SessionID // the node's name for it
+	viewing  *viewing
+	release  func() // gives the place among the viewer's sessions back; may be called again
+	onEnd    func() // called before the browser is told that the session has ended
+	log      *slog.Logger
 	requests chan *mediav1.OpenSessionRequest // from the browser; never closed
 	hasMoved atomic.Bool                      // the browser has been told to move
 
@@ -67,7 +72,6 @@ type session struct {
 	stream     *nodeStream
 	node       mediav1.SessionService_OpenSessionClient // nil until the stream is open
 	candidates []*mediav1.OpenSessionRequest            // until the first answer
-	viewport   *mediav1.Viewport
 	answered   bool
 	moved      bool
 	lost       error     // why the last stream ended; nil: there was none
@@ -266,7 +270,7 @@ func (s *session) closeStream() {
 func (s *session) request(req *mediav1.OpenSessionRequest) {
 	switch m := req.GetMessage().(type) {
 	case *mediav1.OpenSessionRequest_Viewport:
-		s.viewport = m.Viewport
+		s.open.Viewport = m.Viewport
 		s.toNode(req)
 	case *mediav1.OpenSessionRequest_Candidate:
 		if !s.answered {
@@ -326,7 +330,7 @@ func (s *session) introduce() {
 	open := &mediav1.Open{
 		Session: string(s.nodeID), Camera: s.camera.Name(), Generation: s.used.Generation,
 		Offer: s.open.GetOffer(), Viewer: s.open.GetViewer(), RemoteAddress: s.open.GetRemoteAddress(),
-		Trickle: s.open.GetTrickle(), Viewport: s.viewport, Codecs: s.open.GetCodecs(),
+		Trickle: s.open.GetTrickle(), Viewport: s.open.GetViewport(), Codecs: s.open.GetCodecs(),
 	}
 	s.toNode(&mediav1.OpenSessionRequest{Message: &mediav1.OpenSessionRequest_Open{Open: open}})
 	for _, c := range s.candidates {
@@ -396,6 +400,7 @@ func cameraState(m *mediav1.SessionState) outbound {
 		state = stateLive
 	case mediav1.SessionState_STATE_CAMERA_OFFLINE:
 		state = stateCameraOffline
+	case mediav1.SessionState_STATE_UNSPECIFIED, mediav1.SessionState_STATE_CONNECTING:
 	}
 	var retry time.Time
 	if m.GetRetryTime() != nil {

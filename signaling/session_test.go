@@ -2,12 +2,12 @@ package signaling
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"fanlight/internal/fleet"
-
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
 )
@@ -285,7 +285,7 @@ func TestNeverReady(t *testing.T) {
 		t.Error("ready before Run")
 	}
 	resp, body := h.do("GET", "/readyz", "", "")
-	if resp.StatusCode != 200 {
+	if resp.StatusCode != http.StatusOK {
 		t.Errorf("a gateway that was ready is not any more: %s", body)
 	}
 }

@@ -11,11 +11,10 @@ import (
 	"time"
 
 	"fanlight/internal/fleet"
-	"fanlight/signaling/route"
-	"fanlight/signaling/viewer"
-
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
+	"fanlight/signaling/route"
+	"fanlight/signaling/viewer"
 )
 
 const (
@@ -140,6 +139,7 @@ func (c *cameraFigures) fill(s *mediav1.CameraStats) {
 		c.State = "live"
 	case mediav1.SessionState_STATE_CAMERA_OFFLINE:
 		c.State = "failed"
+	case mediav1.SessionState_STATE_UNSPECIFIED: // the control plane's word stays
 	}
 	if s.GetState() != nil {
 		c.Reason = fleet.Reason(s.GetState().GetReason())

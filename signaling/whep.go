@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"fanlight/internal/fleet"
-
 	mediav1 "fanlight/proto/fanlight/media/v1"
 )
 
@@ -63,11 +62,16 @@ func (p *whep) deliver(m outbound) {
 // replace puts a value into a channel of one slot in place of what is in it.
 // It is called by the session alone.
 func replace[T any](slot chan T, v T) {
+	empty(slot)
+	slot <- v
+}
+
+// empty takes what is in a channel of one slot, if there is anything.
+func empty[T any](slot chan T) {
 	select {
 	case <-slot:
 	default:
 	}
-	slot <- v
 }
 
 // optionsWHEP tells a player what it may send and, if it may view, the ICE
@@ -187,7 +191,8 @@ func (g *Gateway) runWHEP(ctx context.Context, p *whep) {
 func (g *Gateway) awaitAnswer(ctx context.Context, p *whep) (string, error) {
 	timeout := time.NewTimer(g.limits.AnswerTimeout)
 	defer timeout.Stop()
-	var unassigned <-chan time.Time
+	unassigned := time.NewTimer(g.limits.AnswerTimeout + unassignedWait) // not before timeout, until there is cause
+	defer unassigned.Stop()
 	var reason outbound
 	for {
 		select {
@@ -196,13 +201,11 @@ func (g *Gateway) awaitAnswer(ctx context.Context, p *whep) (string, error) {
 		case <-p.done:
 			return "", p.why
 		case m := <-p.offline:
-			reason = m
-			if unassigned == nil {
-				t := time.NewTimer(unassignedWait)
-				defer t.Stop()
-				unassigned = t.C
+			if reason.State == "" {
+				unassigned.Reset(unassignedWait)
 			}
-		case <-unassigned:
+			reason = m
+		case <-unassigned.C:
 			return "", fmt.Errorf("no node has camera %q (%s): %w", p.camera, orElse(reason.Message, reason.Reason), fleet.CameraUnassigned)
 		case <-timeout.C:
 			return "", &spoken{reason: fleet.NodeUnreachable, text: "the camera's node did not answer in time"}
@@ -352,14 +355,8 @@ func (p *whep) restart(ctx context.Context, f sdpfrag) (answer string, err error
 		return "", err
 	}
 	// What an earlier restart left that nobody waited for.
-	select {
-	case <-p.answers:
-	default:
-	}
-	select {
-	case <-p.refused:
-	default:
-	}
+	empty(p.answers)
+	empty(p.refused)
 	req := &mediav1.OpenSessionRequest{Message: &mediav1.OpenSessionRequest_Restart{Restart: &mediav1.Restart{Offer: offer}}}
 	if err := p.request(ctx, req); err != nil {
 		return "", err

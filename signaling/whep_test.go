@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"fanlight/internal/fleet"
-
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
 )
@@ -17,7 +16,7 @@ const testAnswer = "v=0\r\no=- 3 4 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:B
 	"m=video 9 UDP/TLS/RTP/SAVPF 102\r\na=mid:0\r\na=ice-ufrag:node2\r\na=ice-pwd:nodepassword\r\na=candidate:9 1 udp 1 127.0.0.1 8189 typ host\r\na=end-of-candidates\r\n"
 
 // post begins a WHEP session that the node answers.
-func post(h *harness, n *fakeNode, headers ...string) (*http.Response, *nodeSession) {
+func post(h *harness, n *fakeNode, headers ...string) (reply, *nodeSession) {
 	h.t.Helper()
 	sessions := make(chan *nodeSession, 1)
 	go func() {
@@ -152,7 +151,7 @@ func TestWHEPRefusals(t *testing.T) {
 			}
 		})
 	}
-	t.Run("node refuses", func(t *testing.T) {
+	t.Run("node refuses", func(*testing.T) {
 		go func() { n.next().end <- fmt.Errorf("camera sends H265: %w", fleet.CodecUnsupported) }()
 		resp, body := h.do("POST", "/v1/cameras/lobby/whep", sdpType, testOffer)
 		h.wantProblem(resp, body, http.StatusNotAcceptable, "codec_unsupported")

@@ -295,23 +295,24 @@ func (t *Table) Run(ctx context.Context) error {
 	backoff := rpc.Backoff{Min: t.cfg.RetryMin, Max: t.cfg.RetryMax}
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := t.follow(ctx)
-		if ctx.Err() != nil {
-			break
+		if err := t.follow(ctx); ctx.Err() == nil {
+			t.lost(err)
 		}
 		if time.Since(began) >= lasting {
 			backoff.Reset()
 		}
-		t.mu.Lock()
-		lost := t.trouble == nil
-		t.trouble = fmt.Errorf("the control plane cannot be reached: %w", err)
-		t.mu.Unlock()
-		if lost {
-			t.log.Warn("control plane lost", "error", err)
-		}
-		if backoff.Sleep(ctx) != nil {
-			break
-		}
+		_ = backoff.Sleep(ctx) // ends with ctx, which the loop looks at
 	}
 	return nil
+}
+
+// lost notes that there is no stream.
+func (t *Table) lost(err error) {
+	t.mu.Lock()
+	had := t.trouble == nil
+	t.trouble = fmt.Errorf("the control plane cannot be reached: %w", err)
+	t.mu.Unlock()
+	if had {
+		t.log.Warn("control plane lost", "error", err)
+	}
 }

@@ -14,9 +14,8 @@ import (
 
 	"fanlight/internal/fleet"
 	"fanlight/internal/rpc"
-	"fanlight/signaling/route"
-
 	controlv1 "fanlight/proto/fanlight/control/v1"
+	"fanlight/signaling/route"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -141,8 +140,15 @@ func (c *control) regain() {
 	c.refuse = nil
 }
 
-// inBubble runs a test with a table and a control plane on a fake clock.
-func inBubble(t *testing.T, cfg route.Config, test func(t *testing.T, table *route.Table, c *control)) {
+// bubble is a table and a control plane on a fake clock.
+type bubble struct {
+	*testing.T
+	table   *route.Table
+	control *control
+}
+
+// inBubble runs a test in one.
+func inBubble(t *testing.T, cfg route.Config, test func(b bubble)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		c := newControl()
@@ -161,7 +167,7 @@ func inBubble(t *testing.T, cfg route.Config, test func(t *testing.T, table *rou
 		wg.Go(func() { _ = srv.Serve(serving, pipe) })
 		running := make(chan error, 1)
 		go func() { running <- table.Run(ctx) }()
-		test(t, table, c)
+		test(bubble{t, table, c})
 		cancel()
 		if err := <-running; err != nil {
 			t.Errorf("run: %v", err)
@@ -201,7 +207,8 @@ func wantHeard(t *testing.T, c *control, heard ...string) {
 }
 
 func TestWatch(t *testing.T) {
-	inBubble(t, route.Config{}, func(t *testing.T, table *route.Table, c *control) {
+	inBubble(t, route.Config{}, func(b bubble) {
+		t, table, c := b.T, b.table, b.control
 		c.set("lobby", "a:1", 1)
 		c.set("yard", "b:1", 1)
 		lobby := table.Watch("lobby")
@@ -239,7 +246,8 @@ func TestWatch(t *testing.T) {
 }
 
 func TestLinger(t *testing.T) {
-	inBubble(t, route.Config{Linger: time.Minute, MaxIdle: 2}, func(t *testing.T, table *route.Table, c *control) {
+	inBubble(t, route.Config{Linger: time.Minute, MaxIdle: 2}, func(b bubble) {
+		t, table, c := b.T, b.table, b.control
 		for i := range 4 {
 			camera := fmt.Sprintf("c%d", i)
 			c.set(camera, "a:1", 1)
@@ -268,7 +276,8 @@ func TestLinger(t *testing.T) {
 // TestAddedAgainAtOnce is a camera that is forgotten and watched again before
 // the control plane has heard of either: its route must come anew.
 func TestAddedAgainAtOnce(t *testing.T) {
-	inBubble(t, route.Config{}, func(t *testing.T, table *route.Table, c *control) {
+	inBubble(t, route.Config{}, func(b bubble) {
+		t, table, c := b.T, b.table, b.control
 		w := table.Watch("lobby")
 		want(t, w, "not found")
 		c.took()
@@ -281,7 +290,8 @@ func TestAddedAgainAtOnce(t *testing.T) {
 }
 
 func TestControlPlaneAway(t *testing.T) {
-	inBubble(t, route.Config{Linger: time.Minute}, func(t *testing.T, table *route.Table, c *control) {
+	inBubble(t, route.Config{Linger: time.Minute}, func(b bubble) {
+		t, table, c := b.T, b.table, b.control
 		c.set("lobby", "a:1", 1)
 		c.set("yard", "a:1", 1)
 		lobby, yard := table.Watch("lobby"), table.Watch("yard")
@@ -335,7 +345,8 @@ func TestNotReadyBefore(t *testing.T) {
 }
 
 func TestManyCamerasAreNamedInPieces(t *testing.T) {
-	inBubble(t, route.Config{}, func(t *testing.T, table *route.Table, c *control) {
+	inBubble(t, route.Config{}, func(b bubble) {
+		t, table, c := b.T, b.table, b.control
 		const n = 1200
 		var watches []*route.Watch
 		for i := range n {

@@ -37,12 +37,27 @@ func TestMatch(t *testing.T) {
 		pattern, s string
 		want       bool
 	}{
-		{"lobby", "lobby", true}, {"lobby", "lobby2", false}, {"*", "", true}, {"*", "anything", true},
-		{"plant-*", "plant-", true}, {"plant-*", "plant-7", true}, {"plant-*", "plan", false},
-		{"*-door", "front-door", true}, {"*-door", "front-doors", false},
-		{"a*b*c", "abc", true}, {"a*b*c", "aXbYc", true}, {"a*b*c", "acb", false}, {"a*b*c", "abcb", false},
-		{"a*a", "a", false}, {"a*a", "aa", true}, {"**", "x", true}, {"", "", true}, {"", "x", false},
-		{"*a*", "bab", true}, {"*ab*ab", "ab", false}, {"*ab*ab", "abab", true},
+		{"lobby", "lobby", true},
+		{"lobby", "lobby2", false},
+		{"*", "", true},
+		{"*", "anything", true},
+		{"plant-*", "plant-", true},
+		{"plant-*", "plant-7", true},
+		{"plant-*", "plan", false},
+		{"*-door", "front-door", true},
+		{"*-door", "front-doors", false},
+		{"a*b*c", "abc", true},
+		{"a*b*c", "aXbYc", true},
+		{"a*b*c", "acb", false},
+		{"a*b*c", "abcb", false},
+		{"a*a", "a", false},
+		{"a*a", "aa", true},
+		{"**", "x", true},
+		{"", "", true},
+		{"", "x", false},
+		{"*a*", "bab", true},
+		{"*ab*ab", "ab", false},
+		{"*ab*ab", "abab", true},
 	} {
 		if got := Match(test.pattern, test.s); got != test.want {
 			t.Errorf("Match(%q, %q) = %v", test.pattern, test.s, got)
@@ -107,6 +122,16 @@ func newKeys(t *testing.T) keys {
 	return keys{ed, ec, r}
 }
 
+// public is the Ed25519 key's public half.
+func (k keys) public(t *testing.T) ed25519.PublicKey {
+	t.Helper()
+	pub, ok := k.ed.Public().(ed25519.PublicKey)
+	if !ok {
+		t.Fatal("not an Ed25519 key")
+	}
+	return pub
+}
+
 func good() jwt.MapClaims {
 	return jwt.MapClaims{"sub": "anna", "exp": time.Now().Add(time.Hour).Unix(), "cameras": []string{"lobby", "plant-*"}, "max_sessions": 3, "iss": "us", "aud": "wall"}
 }
@@ -132,7 +157,7 @@ func with(change func(jwt.MapClaims)) jwt.MapClaims {
 
 func TestVerify(t *testing.T) {
 	k, stranger := newKeys(t), newKeys(t)
-	pub := k.ed.Public().(ed25519.PublicKey)
+	pub := k.public(t)
 	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
 		t.Fatal(err)
@@ -290,7 +315,7 @@ func TestJWKS(t *testing.T) {
 		"a key that is not in":   {signed(t, jwt.SigningMethodEdDSA, second.ed, good(), "ed"), false},
 		"a published secret":     {signed(t, jwt.SigningMethodHS256, secret, good(), "hmac"), false},
 		"HS256 with a public key": {
-			signed(t, jwt.SigningMethodHS256, []byte(k.ed.Public().(ed25519.PublicKey)), good(), "ed"), false,
+			signed(t, jwt.SigningMethodHS256, []byte(k.public(t)), good(), "ed"), false,
 		},
 	} {
 		if _, err := v.Verify(ctx, test.token); (err == nil) != test.ok {
@@ -345,7 +370,7 @@ func TestNewRefuses(t *testing.T) {
 
 func TestSign(t *testing.T) {
 	k := newKeys(t)
-	v, err := New(Config{Secret: secret, PublicKeys: []ed25519.PublicKey{k.ed.Public().(ed25519.PublicKey)}, Issuer: "us", Audience: "wall"})
+	v, err := New(Config{Secret: secret, PublicKeys: []ed25519.PublicKey{k.public(t)}, Issuer: "us", Audience: "wall"})
 	if err != nil {
 		t.Fatal(err)
 	}
