@@ -83,7 +83,6 @@ export class FanlightPlayer extends HTMLElement {
     });
     this.#screen = new VideoScreen(this.#view.screen, true, () => this.#blocked());
     this.#internals.role = "group";
-    for (const name of PROPERTIES) this.#upgrade(name);
   }
 
   /** The camera's id; empty: none. */
@@ -149,11 +148,11 @@ export class FanlightPlayer extends HTMLElement {
     if (!Object.hasOwn(this, name)) return;
     const value = Reflect.get(this, name);
     Reflect.deleteProperty(this, name);
-    // A constructor may not set attributes.
-    queueMicrotask(() => Reflect.set(this, name, value));
+    Reflect.set(this, name, value);
   }
 
   connectedCallback(): void {
+    for (const name of PROPERTIES) this.#upgrade(name);
     this.#visibility = new Visibility(this, (shown) => this.#shownChanged(shown));
     addEventListener("online", this.#networkBack);
     document.addEventListener("visibilitychange", this.#pageShown);
@@ -233,13 +232,13 @@ export class FanlightPlayer extends HTMLElement {
 
   /** Begins anew once all the attributes that change together have changed. */
   #restart(): void {
-    if (this.#restarting || !this.isConnected) return;
+    if (this.#restarting || !this.#visibility) return;
     this.#restarting = true;
     queueMicrotask(() => {
       this.#restarting = false;
-      if (!this.isConnected) return;
+      if (!this.#visibility) return;
       this.#stop();
-      if (!this.#lazy || this.#visibility?.shown.near) this.#start();
+      if (!this.#lazy || this.#visibility.shown.near) this.#start();
     });
   }
 

@@ -231,7 +231,7 @@ describe("layout", () => {
   });
 
   it("names the command that adds a camera", () => {
-    expect(addCommand("cams.example")).toBe(
+    expect(addCommand("cams.example").join(" ")).toBe(
       "fanlight camera add lobby --url rtsp://CAMERA-ADDRESS/stream --server cams.example:9090",
     );
   });

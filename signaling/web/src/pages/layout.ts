@@ -25,7 +25,7 @@ export function summaryText(tiles: readonly TileSummary[], bitrate: (bps: number
   return parts.join(" · ");
 }
 
-/** The command that adds a camera to the fleet whose page was loaded from the host. */
-export function addCommand(host: string): string {
-  return `fanlight camera add lobby --url rtsp://CAMERA-ADDRESS/stream --server ${host}:9090`;
+/** The command that adds a camera to the fleet whose page was loaded from the host, in the parts that a line may break between. */
+export function addCommand(host: string): string[] {
+  return ["fanlight camera add lobby", "--url rtsp://CAMERA-ADDRESS/stream", `--server ${host}:9090`];
 }

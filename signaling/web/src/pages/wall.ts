@@ -217,11 +217,12 @@ class Wall {
 
 /** What to do when there is no camera yet. */
 function emptyState(): HTMLElement {
-  const command = addCommand(location.hostname);
+  const parts = addCommand(location.hostname);
+  const code = h("code", {}, ...parts.flatMap((part) => [h("span", {}, part), " "]));
   const copy = h("button", { type: "button" }, "Copy");
   copy.addEventListener("click", () => {
     // Browsers have no clipboard for pages without TLS: then the text can still be marked.
-    navigator.clipboard?.writeText(command).then(
+    navigator.clipboard?.writeText(parts.join(" ")).then(
       () => setText(copy, "Copied"),
       () => setText(copy, "Mark it and copy"),
     );
@@ -233,7 +234,7 @@ function emptyState(): HTMLElement {
     { className: "empty", hidden: true },
     h("h2", {}, "No cameras yet"),
     h("p", {}, "Add the first one, with the RTSP address from its manual. It appears here by itself."),
-    h("div", { className: "command" }, h("code", {}, command), copy),
+    h("div", { className: "command" }, code, copy),
     h("p", { className: "hint" }, "Add --username and --password if the camera asks for them."),
   );
   element.prepend(camera);
