@@ -31,6 +31,16 @@ type app struct {
 	logFormat, logLevel string // flags of servers
 }
 
+// note says something to the person at the terminal. That it cannot be said is
+// no reason to fail.
+func (a *app) note(format string, args ...any) {
+	_, _ = fmt.Fprintf(a.stderr, format+"\n", args...)
+}
+
+// quietClose closes what has nothing to say at its end: connections to servers,
+// files that were read, listeners that their server has closed already.
+func quietClose(c io.Closer) { _ = c.Close() }
+
 // usageError is an error in what the user typed: exit code 2.
 type usageError struct{ err error }
 
@@ -50,10 +60,10 @@ func run(args []string, a *app) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintf(a.stderr, "fanlight: %v\n", err)
+	a.note("fanlight: %v", err)
 	var usage usageError
 	if errors.As(err, &usage) || errors.Is(err, service.ErrConfig) {
-		fmt.Fprintf(a.stderr, "See %q.\n", cmd.CommandPath()+" --help")
+		a.note("See %q.", cmd.CommandPath()+" --help")
 		return exitUsage
 	}
 	return exitFailure

@@ -189,16 +189,20 @@ func splitURL(s *string) (*url.Userinfo, error) {
 		return nil, nil
 	}
 	u, err := url.Parse(*s)
-	if err != nil {
+	scheme, rest, ok := strings.Cut(*s, "://")
+	if err != nil || !ok || scheme != (*s)[:len(u.Scheme)] {
 		return nil, errors.New("the URL cannot be read; write rtsp://host[:port]/path, and give user name and password by --username and --password-file (not shown here because it may contain a password)")
 	}
 	if u.User == nil {
 		return nil, nil
 	}
-	user := u.User
-	u.User = nil
-	*s = u.String()
-	return user, nil
+	// The rest stays as it was typed: cameras compare paths byte by byte.
+	authority := rest
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		authority = rest[:i]
+	}
+	*s = scheme + "://" + rest[strings.LastIndexByte(authority, '@')+1:]
+	return u.User, nil
 }
 
 // readPassword reads a password from a file; one line end after it is not part
@@ -210,7 +214,7 @@ func readPassword(path string, stdin io.Reader) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		defer f.Close()
+		defer quietClose(f)
 		r = f
 	}
 	data, err := io.ReadAll(io.LimitReader(r, maxPassword+1))

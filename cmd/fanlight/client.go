@@ -109,7 +109,7 @@ func (c *client) call(ctx context.Context, f func(context.Context, *grpc.ClientC
 	if err != nil {
 		return err
 	}
-	defer cc.Close()
+	defer quietClose(cc)
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	return c.explain(f(ctx, cc))
@@ -123,7 +123,7 @@ func (c *client) watch(ctx context.Context, attempt func(ctx context.Context, cc
 	if err != nil {
 		return err
 	}
-	defer cc.Close()
+	defer quietClose(cc)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	backoff := rpc.Backoff{Max: 2 * time.Second}
@@ -138,7 +138,7 @@ func (c *client) watch(ctx context.Context, attempt func(ctx context.Context, cc
 		case !ever || !errors.Is(err, fleet.Unavailable):
 			return c.explain(err)
 		}
-		fmt.Fprintf(c.app.stderr, "connection lost (%v), connecting again\n", err)
+		c.app.note("connection lost (%v), connecting again", err)
 		if backoff.Sleep(ctx) != nil {
 			return nil
 		}
@@ -153,7 +153,11 @@ func (c *client) explain(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("no answer from %s within %v", strings.Join(c.servers, ", "), c.timeout)
 	case errors.Is(err, fleet.Unavailable):
-		return fmt.Errorf("no control plane can be reached at %s: %s", strings.Join(c.servers, ", "), dialText(err))
+		hint := ""
+		if c.files.CA == "" {
+			hint = " (if it uses TLS, see --ca)"
+		}
+		return fmt.Errorf("no control plane can be reached at %s: %s%s", strings.Join(c.servers, ", "), dialText(err), hint)
 	case errors.Is(err, fleet.Unauthenticated):
 		return fmt.Errorf("%w (see --token-file, --cert and --key)", err)
 	default:

@@ -103,7 +103,7 @@ func (a *app) runControlPlane(ctx context.Context, log *slog.Logger, f *planeFla
 	if err != nil {
 		return err
 	}
-	defer lis.Close() // closed by Serve already, unless the start failed
+	defer quietClose(lis) // closed by Serve already, unless the start failed
 	st, err := openStore(ctx, cfg)
 	if err != nil {
 		return stopped(ctx, err)
@@ -126,8 +126,8 @@ func (a *app) runControlPlane(ctx context.Context, log *slog.Logger, f *planeFla
 
 // stopped returns the error of a start; none if it was a signal that ended it.
 func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	return nil
 }

@@ -30,7 +30,16 @@ func (s *security) tokenFlag(flags *pflag.FlagSet) {
 	flags.StringVar(&s.operatorTokens, "operator-tokens", "", "`file` with the hashes of the operators' tokens, see \"fanlight token operator\"")
 }
 
-// serverTLS returns the configuration of TLS servers; nil: none was asked for.
+// webTLS returns the configuration of the TLS server for browsers, which are
+// not asked for certificates; nil: plaintext.
+func (s *security) webTLS(log *slog.Logger) (*tls.Config, error) {
+	web := *s
+	web.files.CA = ""
+	return web.serverTLS(log)
+}
+
+// serverTLS returns the configuration of the TLS server for other processes and
+// operators; nil: plaintext.
 func (s *security) serverTLS(log *slog.Logger) (*tls.Config, error) {
 	if (s.files.Cert == "") != (s.files.Key == "") {
 		return nil, usagef("give --tls-cert and --tls-key together")

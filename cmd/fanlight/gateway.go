@@ -192,7 +192,7 @@ func (a *app) runSignaling(ctx context.Context, f *gatewayFlags, control *contro
 	if err := f.check(sec); err != nil {
 		return err
 	}
-	tlsConfig, err := sec.serverTLS(log)
+	tlsConfig, err := sec.webTLS(log)
 	if err != nil {
 		return err
 	}
@@ -204,7 +204,7 @@ func (a *app) runSignaling(ctx context.Context, f *gatewayFlags, control *contro
 	if err != nil {
 		return err
 	}
-	defer cc.Close()
+	defer quietClose(cc)
 	gw, err := f.gateway(log, cc, dialer)
 	if err != nil {
 		return err

@@ -193,12 +193,12 @@ func (a *app) runMediaNode(ctx context.Context, f *nodeFlags, control *controlFl
 	if err != nil {
 		return err
 	}
-	defer cc.Close()
+	defer quietClose(cc)
 	lis, err := service.Listen(ctx, "grpc", grpcAddr)
 	if err != nil {
 		return err
 	}
-	defer lis.Close() // closed by Serve already, unless the start failed
+	defer quietClose(lis) // closed by Serve already, unless the start failed
 	if session, err = sessionAddress(lis.Addr(), session); err != nil {
 		return err
 	}

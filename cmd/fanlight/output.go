@@ -83,7 +83,9 @@ func printTable(w io.Writer, header []string, rows [][]string) error {
 		for i, cell := range r {
 			r[i] = orDash(cell)
 		}
-		fmt.Fprintln(t, strings.Join(r, "\t"))
+		if _, err := fmt.Fprintln(t, strings.Join(r, "\t")); err != nil {
+			return err
+		}
 	}
 	return t.Flush()
 }
@@ -92,8 +94,11 @@ func printTable(w io.Writer, header []string, rows [][]string) error {
 func printFields(w io.Writer, fields [][2]string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range fields {
-		if f[1] != "" {
-			fmt.Fprintf(t, "%s:\t%s\n", f[0], f[1])
+		if f[1] == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(t, "%s:\t%s\n", f[0], f[1]); err != nil {
+			return err
 		}
 	}
 	return t.Flush()

@@ -3,10 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
+	"fanlight/internal/rpc"
 	"fanlight/internal/service"
 	"fanlight/internal/simcam"
 )
@@ -64,37 +64,40 @@ func (f *simcamFlags) run(ctx context.Context, a *app) error {
 	ctx, release := service.SignalContext(ctx, log)
 	defer release()
 	var g service.Group
-	// The control address first: simcam.New opens sockets that only Run closes.
-	if f.control != "" {
-		lis, err := service.Listen(ctx, "control", f.control)
+	if f.control == "" {
+		srv, err := newSimulated(cfg) //nolint:contextcheck // opens sockets, which does not wait
 		if err != nil {
 			return err
 		}
-		f.control = lis.Addr().String()
-		var srv *simcam.Server
-		if srv, err = newSimulated(cfg, "listen"); err != nil {
-			return closeAll(err, lis)
-		}
-		g.Add("control", func(ctx context.Context) error {
-			return service.ServeHTTP(ctx, log, lis, srv.Handler(), nil)
-		})
 		return f.serve(ctx, a, &g, srv)
 	}
-	srv, err := newSimulated(cfg, "listen")
+	// The control address first: the cameras' sockets are closed only by Run.
+	lis, err := service.Listen(ctx, "control", f.control)
 	if err != nil {
 		return err
 	}
+	defer quietClose(lis) // closed by ServeHTTP already, unless the start failed
+	srv, err := newSimulated(cfg) //nolint:contextcheck // opens sockets, which does not wait
+	if err != nil {
+		return err
+	}
+	f.control = lis.Addr().String()
+	g.Add("control", func(ctx context.Context) error {
+		return service.ServeHTTP(ctx, log, lis, srv.Handler(), nil)
+	})
 	return f.serve(ctx, a, &g, srv)
 }
 
 func (f *simcamFlags) serve(ctx context.Context, a *app, g *service.Group, srv *simcam.Server) error {
 	g.Add("cameras", srv.Run)
+	var lines []string
 	for i := range f.cameras {
-		fmt.Fprintln(a.stdout, srv.URL(simulatedName(f.prefix, i)))
+		lines = append(lines, srv.URL(simulatedName(f.prefix, i)))
 	}
 	if f.control != "" {
-		fmt.Fprintf(a.stdout, "control http://%s/cameras\n", f.control)
+		lines = append(lines, "control http://"+f.control+"/cameras")
 	}
+	g.Add("announcement", func(ctx context.Context) error { return a.announce(ctx, nil, lines...) })
 	return g.Run(ctx)
 }
 
@@ -117,10 +120,8 @@ func (f *simcamFlags) config(a *app) (simcam.Config, error) {
 	if err := f.sec.exposure("listen", f.listen, need); err != nil {
 		return cfg, err
 	}
-	if f.control != "" {
-		if err := f.sec.exposure("control", f.control, "nothing: it has no keys"); err != nil {
-			return cfg, usagef("--control %s can be reached by other machines and has no keys: use 127.0.0.1, or --insecure", f.control)
-		}
+	if f.control != "" && !f.sec.insecure && !rpc.IsLoopback(f.control) {
+		return cfg, usagef("--control %s can be reached by other machines and has no keys: use 127.0.0.1, or --insecure", f.control)
 	}
 	for i := range f.cameras {
 		cfg.Cameras = append(cfg.Cameras, simulatedName(f.prefix, i))
@@ -130,22 +131,11 @@ func (f *simcamFlags) config(a *app) (simcam.Config, error) {
 
 func simulatedName(prefix string, i int) string { return fmt.Sprintf("%s-%d", prefix, i) }
 
-// newSimulated opens the cameras' sockets; a port in use is explained with the
-// flag's name.
-func newSimulated(cfg simcam.Config, flag string) (*simcam.Server, error) {
+// newSimulated opens the cameras' sockets; a port in use is explained.
+func newSimulated(cfg simcam.Config) (*simcam.Server, error) {
 	srv, err := simcam.New(cfg)
 	if err != nil {
-		return nil, service.ListenError(flag, cfg.Addr, err)
+		return nil, service.ListenError("listen", cfg.Addr, err)
 	}
 	return srv, nil
-}
-
-// closeAll closes what was opened before err.
-func closeAll(err error, closers ...interface{ Close() error }) error {
-	for _, c := range closers {
-		if cerr := c.Close(); cerr != nil {
-			fmt.Fprintln(os.Stderr, "fanlight:", cerr)
-		}
-	}
-	return err
 }

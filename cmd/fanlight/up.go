@@ -134,7 +134,7 @@ func (u *up) open(ctx context.Context) (err error) {
 		return err
 	}
 	// Last: the simulated cameras' sockets are closed only by their Run.
-	if err := u.openDemo(); err != nil {
+	if err := u.openDemo(); err != nil { //nolint:contextcheck // opens sockets, which does not wait
 		return err
 	}
 	warnOpen(u.log, f.sec.anyone(), f.gateway.viewers.anyone())
@@ -156,7 +156,7 @@ func (u *up) listen(ctx context.Context, flag, addr string) (net.Listener, error
 }
 
 func (u *up) openGateway(lis net.Listener) error {
-	tlsConfig, err := u.flags.sec.serverTLS(u.log)
+	tlsConfig, err := u.flags.sec.webTLS(u.log)
 	if err != nil {
 		return err
 	}
@@ -223,10 +223,10 @@ func (u *up) openDemo() error {
 	ready := u.ready
 	u.group.Add("demo cameras", d.cameras.Run)
 	u.group.Add("demo", func(ctx context.Context) error {
-		if awaitReady(ctx, ready...) != nil {
-			return nil
+		if awaitReady(ctx, ready...) == nil {
+			return d.register(ctx)
 		}
-		return d.register(ctx)
+		return nil
 	})
 	return nil
 }

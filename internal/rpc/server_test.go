@@ -321,10 +321,7 @@ func TestTokenMetadata(t *testing.T) {
 		{[]string{""}, fleet.Unauthenticated},
 		{nil, fleet.Unauthenticated},
 	} {
-		ctx := t.Context()
-		for _, v := range tt.values {
-			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", v)
-		}
+		ctx := metadata.NewOutgoingContext(t.Context(), metadata.MD{"authorization": tt.values})
 		if _, err := svc.GetCamera(ctx, &controlv1.GetCameraRequest{}); !errors.Is(err, tt.want) {
 			t.Errorf("%q: error is %v, want %v", tt.values, err, tt.want)
 		}

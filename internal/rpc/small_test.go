@@ -18,9 +18,9 @@ import (
 func TestBackoffGrowsToMaxAndResets(t *testing.T) {
 	b := rpc.Backoff{Min: 10 * time.Millisecond, Max: 75 * time.Millisecond}
 	for round := range 2 {
-		for i, bound := range []time.Duration{10, 20, 40, 75, 75} {
-			if d := b.Next(); d <= 0 || d > bound*time.Millisecond {
-				t.Errorf("round %d: wait %d is %v, want at most %v", round, i, d, bound*time.Millisecond)
+		for i, bound := range []int{10, 20, 40, 75, 75} {
+			if d := b.Next(); d <= 0 || d > time.Duration(bound)*time.Millisecond {
+				t.Errorf("round %d: wait %d is %v, want at most %d ms", round, i, d, bound)
 			}
 		}
 		b.Reset()

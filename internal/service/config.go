@@ -178,9 +178,7 @@ func (c Config) file(flags *pflag.FlagSet, path string) (map[string]*yaml.Node, 
 
 // setNode sets a flag from YAML.
 func setNode(flags *pflag.FlagSet, f *pflag.Flag, node *yaml.Node) error {
-	if node.Kind == yaml.AliasNode {
-		node = node.Alias
-	}
+	node = resolved(node)
 	slice, isSlice := f.Value.(pflag.SliceValue)
 	isMap := f.Value.Type() == "stringToString"
 	switch {
@@ -191,7 +189,7 @@ func setNode(flags *pflag.FlagSet, f *pflag.Flag, node *yaml.Node) error {
 	case node.Kind == yaml.SequenceNode && isSlice:
 		var values []string
 		for _, n := range node.Content {
-			if n.Kind != yaml.ScalarNode {
+			if n = resolved(n); n.Kind != yaml.ScalarNode {
 				return errors.New("must be a list of single values")
 			}
 			values = append(values, n.Value)
@@ -203,10 +201,11 @@ func setNode(flags *pflag.FlagSet, f *pflag.Flag, node *yaml.Node) error {
 		return nil
 	case node.Kind == yaml.MappingNode && isMap:
 		for i := 0; i+1 < len(node.Content); i += 2 {
-			if node.Content[i+1].Kind != yaml.ScalarNode {
+			key, value := resolved(node.Content[i]), resolved(node.Content[i+1])
+			if key.Kind != yaml.ScalarNode || value.Kind != yaml.ScalarNode {
 				return errors.New("must be a mapping to single values")
 			}
-			if err := flags.Set(f.Name, node.Content[i].Value+"="+node.Content[i+1].Value); err != nil {
+			if err := flags.Set(f.Name, key.Value+"="+value.Value); err != nil {
 				return err
 			}
 		}
@@ -218,6 +217,14 @@ func setNode(flags *pflag.FlagSet, f *pflag.Flag, node *yaml.Node) error {
 	default:
 		return errors.New("must be a single value")
 	}
+}
+
+// resolved returns what an alias stands for, and any other node itself.
+func resolved(n *yaml.Node) *yaml.Node {
+	if n.Kind == yaml.AliasNode {
+		return n.Alias
+	}
+	return n
 }
 
 // didYouMean returns "; did you mean X?" for the valid name that is nearest,

@@ -54,7 +54,7 @@ func (g *Group) Run(ctx context.Context) error {
 	for _, p := range g.parts {
 		wg.Go(func() {
 			err := p.run(ctx)
-			if err == nil || ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			if err == nil || ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 				return
 			}
 			mu.Lock()
