@@ -7,8 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"fanlight/signaling/web"
 	"go.uber.org/goleak"
+
+	"fanlight/signaling/web"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -56,7 +57,7 @@ func TestPlayerStandsAlone(t *testing.T) {
 	if !strings.Contains(player, "fanlight-player") {
 		t.Error("player.js does not define <fanlight-player>")
 	}
-	if strings.Contains(read(t, "index.html"), "./player.js") == false {
+	if !strings.Contains(read(t, "index.html"), "./player.js") {
 		t.Error("index.html does not load player.js by its stable name")
 	}
 }
