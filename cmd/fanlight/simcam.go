@@ -76,7 +76,7 @@ func (f *simcamFlags) run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	defer quietClose(lis) // closed by ServeHTTP already, unless the start failed
+	defer quietClose(lis)         // closed by ServeHTTP already, unless the start failed
 	srv, err := newSimulated(cfg) //nolint:contextcheck // opens sockets, which does not wait
 	if err != nil {
 		return err
