@@ -22,6 +22,7 @@ import (
 	"github.com/pion/ice/v4"
 	"github.com/pion/interceptor"
 	"github.com/pion/interceptor/pkg/nack"
+	"github.com/pion/logging"
 	"github.com/pion/rtcp"
 	"github.com/pion/rtp"
 	"github.com/pion/webrtc/v4"
@@ -141,7 +142,10 @@ func (v *Viewer) api() (*webrtc.API, error) {
 		}
 		registry.Add(f)
 	}
+	silent := logging.NewDefaultLoggerFactory()
+	silent.DefaultLogLevel = logging.LogLevelDisabled
 	var se webrtc.SettingEngine
+	se.LoggerFactory = silent
 	se.SetIncludeLoopbackCandidate(true)
 	se.SetIPFilter(func(ip net.IP) bool { return ip.IsLoopback() })
 	se.SetICEMulticastDNSMode(ice.MulticastDNSModeDisabled)
@@ -155,7 +159,7 @@ func (v *Viewer) api() (*webrtc.API, error) {
 		}
 		_ = u.SetReadBuffer(4 << 20) // a test's keyframes come all at once; what the system grants will do
 		v.conn = &lossyConn{UDPConn: u, drop: v.cfg.Drop}
-		v.mux = webrtc.NewICEUDPMux(nil, v.conn)
+		v.mux = webrtc.NewICEUDPMux(silent.NewLogger("ice"), v.conn)
 		se.SetICEUDPMux(v.mux)
 	}
 	return webrtc.NewAPI(webrtc.WithSettingEngine(se), webrtc.WithMediaEngine(media), webrtc.WithInterceptorRegistry(registry)), nil

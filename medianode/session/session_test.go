@@ -3,6 +3,7 @@ package session_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,6 +34,8 @@ func TestOneViewer(t *testing.T) {
 	if got.Video.Codec != "video/H264" || got.Audio.Codec != "audio/PCMA" {
 		t.Errorf("codecs are %s and %s", got.Video.Codec, got.Audio.Codec)
 	}
+	checkReports(t, got.Video, 90000)
+	checkReports(t, got.Audio, 8000)
 	if v.Protocol() != "udp" {
 		t.Errorf("media goes over %s", v.Protocol())
 	}
@@ -55,6 +58,22 @@ func TestOneViewer(t *testing.T) {
 	}
 }
 
+// checkReports tests that sender reports are of now and of the packets sent.
+func checkReports(t *testing.T, got viewertest.Track, rate int32) {
+	t.Helper()
+	for _, r := range got.Reports {
+		if off := time.Since(r.Time).Abs(); off > 30*time.Second {
+			t.Errorf("%s: a sender report is of %v ago", got.Codec, off)
+		}
+		if off := int32(r.RTPTime - got.FirstTimestamp); off < -rate || int32(r.RTPTime-got.LastTimestamp) > rate {
+			t.Errorf("%s: a sender report's timestamp is %d, the packets' are %d to %d", got.Codec, r.RTPTime, got.FirstTimestamp, got.LastTimestamp)
+		}
+		if r.Packets == 0 || int(r.Packets) > got.Packets+100 {
+			t.Errorf("%s: a sender report says %d packets of %d", got.Codec, r.Packets, got.Packets)
+		}
+	}
+}
+
 // Every one of 50 viewers gets every packet once and in order, from a keyframe
 // on.
 func TestFiftyViewers(t *testing.T) {
@@ -62,22 +81,46 @@ func TestFiftyViewers(t *testing.T) {
 	n := newNode(t, nil)
 	n.cam.connect(h264Track())
 	var all []*viewertest.Viewer
+	var sessions []*running
 	for i := range viewers {
 		v := newViewer(t, viewertest.Config{})
-		n.watch(t, v, session.OpenConfig{ID: fleet.SessionID(fmt.Sprint("s", i))})
+		sessions = append(sessions, n.watch(t, v, session.OpenConfig{ID: fleet.SessionID(fmt.Sprint("s", i))}))
 		all = append(all, v)
 	}
 	for _, v := range all {
 		wait(t, v, connected)
 	}
-	stop := n.cam.play(40*time.Millisecond, false)
+	// As fast as the slowest session, so that it is loss that is tested and not
+	// this machine's speed.
+	sent := func(least uint64) bool {
+		return !slices.ContainsFunc(sessions, func(s *running) bool { return s.Stats().Packets < least })
+	}
+	for begun := time.Now(); !sent(1); time.Sleep(20 * time.Millisecond) {
+		if time.Since(begun) > time.Minute {
+			t.Fatal("not all sessions have begun")
+		}
+		n.cam.frame(true, 20)
+	}
+	for i := range frames {
+		before := make([]uint64, viewers)
+		for j, s := range sessions {
+			before[j] = s.Stats().Packets
+		}
+		n.cam.frame(i%25 == 0, 3)
+		for j, s := range sessions {
+			for begun := time.Now(); s.Stats().Packets < before[j]+3; time.Sleep(time.Millisecond) {
+				if time.Since(begun) > time.Minute {
+					t.Fatalf("session %d is stuck: %+v", j, s.Stats())
+				}
+			}
+		}
+	}
 	for i, v := range all {
 		wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames >= frames })
 		if got := v.Report().Video; !got.Perfect() || got.Keyframes < frames/25 {
-			t.Errorf("viewer %d: %v", i, got)
+			t.Errorf("viewer %d: %v; session %+v; stream's drops %+v; socket %+v", i, got, sessions[i].Stats(), n.cam.stream.Stats().Drops, n.conn.Stats())
 		}
 	}
-	stop()
 	if got := n.cam.stream.Stats().Viewers; got != viewers {
 		t.Errorf("the stream has %d subscriptions, want %d", got, viewers)
 	}

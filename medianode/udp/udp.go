@@ -47,8 +47,9 @@ type Config struct {
 // from any goroutine.
 type Conn struct {
 	// Static after Listen.
-	udp  *net.UDPConn
-	addr netip.AddrPort
+	udp    *net.UDPConn
+	writer *writer
+	addr   netip.AddrPort
 
 	closeOnce sync.Once
 	closeErr  error
@@ -100,7 +101,12 @@ func Listen(addr netip.AddrPort, cfg Config) (*Conn, error) {
 		return nil, fmt.Errorf("listen for media over udp on %v: the socket is at %v", addr, u.LocalAddr())
 	}
 	bound := local.AddrPort()
-	return &Conn{udp: u, addr: netip.AddrPortFrom(bound.Addr().Unmap(), bound.Port()), closed: make(chan struct{})}, nil
+	w, err := newWriter(u, network != "udp4")
+	if err != nil {
+		_ = u.Close()
+		return nil, fmt.Errorf("listen for media over udp on %v: %w", addr, err)
+	}
+	return &Conn{udp: u, writer: w, addr: netip.AddrPortFrom(bound.Addr().Unmap(), bound.Port()), closed: make(chan struct{})}, nil
 }
 
 func setBuffers(u *net.UDPConn, cfg Config) error {
@@ -154,14 +160,17 @@ func (c *Conn) ReadFromAddrPort(b []byte) (int, netip.AddrPort, error) {
 // WriteToAddrPort sends one datagram. The socket does not keep b. An error is
 // counted; it concerns this datagram only, unless it is net.ErrClosed.
 func (c *Conn) WriteToAddrPort(b []byte, to netip.AddrPort) (int, error) {
-	n, err := c.udp.WriteToUDPAddrPort(b, to)
+	sent, err := c.writer.write(b, to)
+	if !sent && err == nil { // no room: wait for it
+		_, err = c.udp.WriteToUDPAddrPort(b, to)
+	}
 	if err != nil {
 		c.writeErrors.Add(1)
-		return n, err
+		return 0, fmt.Errorf("write to %v over udp: %w", to, err)
 	}
 	c.packetsOut.Add(1)
-	c.bytesOut.Add(uint64(n))
-	return n, nil
+	c.bytesOut.Add(uint64(len(b)))
+	return len(b), nil
 }
 
 // ReadFrom is ReadFromAddrPort for callers who need a net.PacketConn. It

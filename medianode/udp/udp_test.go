@@ -189,3 +189,32 @@ func BenchmarkWrite(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkWriteMany is what sessions do: many goroutines, one socket. Package
+// net's own socket is there to compare with.
+func BenchmarkWriteMany(b *testing.B) {
+	own := listen(b, "127.0.0.1:0")
+	std, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = std.Close() })
+	to := listen(b, "127.0.0.1:0").AddrPort()
+	for _, bb := range []struct {
+		name  string
+		write func([]byte, netip.AddrPort) (int, error)
+	}{{"own", own.WriteToAddrPort}, {"net", std.WriteToUDPAddrPort}} {
+		b.Run(bb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.SetParallelism(50)
+			b.RunParallel(func(pb *testing.PB) {
+				pkt := make([]byte, 1200)
+				for pb.Next() {
+					if _, err := bb.write(pkt, to); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		})
+	}
+}

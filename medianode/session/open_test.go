@@ -1,0 +1,80 @@
+package session
+
+import (
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"fanlight/medianode/stream"
+	"fanlight/medianode/udp"
+)
+
+// Offers of other shapes than a browser's own, and the directions they are
+// answered with. No section is rejected: that of a bundle's transport must not
+// be, and candidates are only in the first.
+func TestOpenAnswers(t *testing.T) {
+	conn, err := udp.Listen(netip.MustParseAddrPort("127.0.0.1:0"), udp.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := New(Config{UDP: conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	const on, off = "sendonly", "inactive"
+	withAudio := []stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90000}, {Kind: stream.Audio, Codec: "PCMA", ClockRate: 8000}}
+	bare := "a=rtpmap:102 H264/90000\r\na=fmtp:102 packetization-mode=1\r\n"
+	second := strings.Replace(video("96 97 102 103", vp8+h264), "a=mid:0", "a=mid:1", 1)
+	tests := []struct {
+		name   string
+		offer  string
+		tracks []stream.Track
+		want   []string
+	}{
+		{"video and audio", goodOffer, nil, []string{on, on}},
+		{"static payload types", head + video("102", h264) + audio("0 8", ""), withAudio, []string{on, on}},
+		{"sendrecv", strings.ReplaceAll(goodOffer, "a=recvonly\r\n", "a=sendrecv\r\n"), nil, []string{on, on}},
+		{"audio first, camera without", head + audio("111 9", opus+g722) + video("102 103", h264), withAudio[:1], []string{off, on}},
+		{"audio first, none of ours", head + audio("9", g722) + video("102 103", h264), withAudio, []string{off, on}},
+		{"camera's audio not offered", head + video("102 103", h264) + audio("111", opus), withAudio, []string{on, off}},
+		{"two video sections", head + video("96 97 102 103", vp8+h264) + second, nil, []string{on, off}},
+		{"second video section receives", head + video("96 97 102 103", "a=sendonly\r\n"+vp8+h264) + second, nil, []string{off, on}},
+		{"second section of other codecs", head + video("102 103", h264) + strings.Replace(video("96 97", vp8), "a=mid:0", "a=mid:1", 1), nil, []string{on, off}},
+		{"no profile", head + video("102 104", bare+h264Zero), nil, []string{on}},
+		{"no retransmission", head + video("102", "a=rtpmap:102 H264/90000\r\na=fmtp:102 packetization-mode=1;profile-level-id=42e01f\r\n"), nil, []string{on}},
+		{"garbage candidate", head + video("102", h264+"a=candidate:nonsense\r\n"), nil, []string{on}},
+	}
+	direction := regexp.MustCompile(`(?m)^a=(sendonly|inactive|recvonly|sendrecv)\r$`)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			str := stream.New(stream.Config{})
+			if tt.tracks != nil {
+				if _, err := str.Publish(tt.tracks); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s, answer, err := e.Open(t.Context(), OpenConfig{Stream: str, Offer: tt.offer})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			var got []string
+			for _, m := range direction.FindAllStringSubmatch(answer, -1) {
+				got = append(got, m[1])
+			}
+			if !slices.Equal(got, tt.want) || strings.Contains(answer, " 0 UDP/TLS") || !strings.Contains(answer, "a=candidate:") {
+				t.Errorf("the sections are %v, want %v, none rejected, with candidates:\n%s", got, tt.want, answer)
+			}
+			if strings.Contains(answer, "packetization-mode=0") {
+				t.Errorf("the answer has packetization mode 0:\n%s", answer)
+			}
+		})
+	}
+}
