@@ -14,10 +14,15 @@ import (
 // errNotLeader is what a leader's write ends with when it no longer leads.
 var errNotLeader = fmt.Errorf("another replica leads: %w", fleet.Unavailable)
 
+// withdrawTimeout is how long a replica tries to withdraw its candidacy or to
+// resign. Without a quorum it can't; its lease then runs out.
+const withdrawTimeout = time.Second
+
 // Leader is a replica's leadership. Writes made under it are refused once it is
 // lost, whether or not the replica has noticed.
 type Leader struct {
 	session *concurrency.Session
+	end     context.CancelFunc // ends what session has under way
 	key     string
 
 	// Revision is that of the candidacy. Every assignment of earlier leaders is
@@ -41,31 +46,48 @@ func (s *Store) Campaign(ctx context.Context, name string, ttl time.Duration) (*
 	if err != nil {
 		return nil, fmt.Errorf("campaign: grant a lease: %w", unavailable(err))
 	}
-	session, err := concurrency.NewSession(s.client, concurrency.WithLease(lease.ID), concurrency.WithTTL(int(lease.TTL)))
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	session, err := concurrency.NewSession(s.clientOf(life), concurrency.WithLease(lease.ID), concurrency.WithTTL(int(lease.TTL)))
 	if err != nil {
+		end()
 		return nil, fmt.Errorf("campaign: %w", unavailable(err))
 	}
 	election := concurrency.NewElection(session, s.prefix+electionKey)
 	waiting, stop := context.WithCancel(ctx)
-	lost := context.AfterFunc(ctx, stop)
-	done := make(chan struct{})
-	go func() { // ends the campaign when its lease does
+	elected, done := make(chan struct{}), make(chan struct{})
+	go func() { // ends the campaign when its lease does, and its withdrawal in time
 		defer close(done)
 		select {
 		case <-session.Done():
 			stop()
 		case <-waiting.Done():
+		case <-elected:
+			return
+		}
+		select {
+		case <-time.After(withdrawTimeout):
+			end()
+		case <-elected:
 		}
 	}()
 	err = election.Campaign(waiting, name)
-	lost()
-	stop()
+	close(elected)
 	<-done
+	stop()
+	leader := &Leader{session: session, end: end, key: election.Key(), Revision: election.Rev()}
 	if err != nil {
-		closeSession(session)
+		leader.Resign()
 		return nil, fmt.Errorf("campaign: %w", unavailable(err))
 	}
-	return &Leader{session: session, key: election.Key(), Revision: election.Rev()}, nil
+	return leader, nil
+}
+
+// clientOf returns the client with another life: package concurrency makes
+// calls of its own that only the client's context ends.
+func (s *Store) clientOf(life context.Context) *clientv3.Client {
+	c := clientv3.NewCtxClient(life)
+	c.KV, c.Lease, c.Watcher = s.client.KV, s.client.Lease, s.client.Watcher
+	return c
 }
 
 // withdraw ends candidacies of a name.
@@ -90,8 +112,11 @@ func (s *Store) withdraw(ctx context.Context, name string) error {
 // Done is closed when the leadership's lease is lost.
 func (l *Leader) Done() <-chan struct{} { return l.session.Done() }
 
-// Resign ends the leadership, so that another replica can lead at once.
-func (l *Leader) Resign() { closeSession(l.session) }
-
-// closeSession revokes the session's lease; if that fails, it runs out.
-func closeSession(s *concurrency.Session) { _ = s.Close() }
+// Resign ends the leadership, so that another replica can lead at once. If that
+// can't be had within a second, the lease runs out by itself.
+func (l *Leader) Resign() {
+	late := time.AfterFunc(withdrawTimeout, l.end)
+	defer late.Stop()
+	_ = l.session.Close() // an error means that the lease runs out by itself
+	l.end()
+}
