@@ -96,6 +96,28 @@ func (p *process) kill(t *testing.T) {
 	p.stopping.Do(func() { p.killNow(t) })
 }
 
+// goroutines ends a Go process, and returns the stacks of its goroutines, which
+// it prints because of the signal.
+func (p *process) goroutines(t *testing.T) string {
+	t.Helper()
+	const dump = "SIGQUIT: quit"
+	p.stopping.Do(func() {
+		if err := p.signal(syscall.SIGQUIT); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-p.done:
+		case <-time.After(stopLimit):
+			p.killNow(t)
+		}
+	})
+	_, stacks, ok := strings.Cut(p.out.String(), dump)
+	if !ok {
+		t.Fatalf("%s printed no goroutines", p.name)
+	}
+	return stacks
+}
+
 func (p *process) killNow(t *testing.T) {
 	t.Helper()
 	if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); err != nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -26,6 +27,7 @@ const (
 type system struct {
 	grpc      string   // the control plane's API
 	gateways  []string // base URLs, "http://127.0.0.1:8080"
+	flags     []string // of the operators' commands, for TLS and tokens
 	processes []*process
 }
 
@@ -33,7 +35,7 @@ type system struct {
 func fanlight(args ...string) *exec.Cmd {
 	cmd := exec.Command(binary, args...)
 	// A data race ends the process, and so fails the test that started it.
-	cmd.Env = append(cmd.Environ(), "GORACE=halt_on_error=1 exitcode=66")
+	cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66", "GOTRACEBACK=all")
 	return cmd
 }
 
@@ -120,7 +122,9 @@ func (s *system) tryCLI(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startPatience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, append(args, "--server", s.grpc)...)
+	cmd := exec.CommandContext(ctx, binary, slices.Concat(args, []string{"--server", s.grpc}, s.flags)...)
+	// Else the race detector would let it linger for a second.
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"html"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -201,19 +202,39 @@ func TestPowerCut(t *testing.T) {
 	page.awaitMoving(t, "lobby")
 }
 
-// TestEmbedded shows the player on somebody else's page.
+// TestEmbedded shows the player on somebody else's page, to who has a token.
 func TestEmbedded(t *testing.T) {
+	key := viewerKey(t, t.TempDir())
 	var gateway string
-	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = fmt.Fprintf(w, `<!doctype html><title>Somebody else's page</title>
 <script type="module" src="%s/player.js"></script>
-<fanlight-player camera="demo-0" muted style="width: 640px"></fanlight-player>`, gateway)
+<fanlight-player camera="demo-0" token="%s" muted style="width: 640px"></fanlight-player>`, gateway, html.EscapeString(r.URL.Query().Get("token")))
 	}))
 	defer site.Close()
-	s := up(t, "--demo", "1", "--allowed-origin", site.URL)
+	s := up(t, "--demo", "1", "--allowed-origin", site.URL, "--viewer-key-file", key)
 	gateway = s.gateways[0]
-	page := open(t, site.URL)
-	page.awaitMoving(t, "demo-0")
-	page.screenshot(t, "embedded.png")
+	for _, tt := range []struct{ name, camera, message string }{
+		{"no token", "", "A viewer token is needed"},
+		{"a token for another camera", "demo-1", "does not allow this camera"},
+		{"a token for the camera", "demo-*", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			url := site.URL
+			if tt.camera != "" {
+				url += "/?token=" + viewerToken(t, key, tt.camera)
+			}
+			page := open(t, url)
+			if tt.message == "" {
+				page.awaitMoving(t, "demo-0")
+			} else {
+				eventually(t, picturePatience, "the player says why not", func() (bool, string) {
+					now := page.look(t, "demo-0")
+					return strings.Contains(now.Message, tt.message) && now.FramesDecoded == 0, now.String()
+				})
+			}
+			page.screenshot(t, "embedded.png")
+		})
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,7 +17,7 @@ import (
 
 // TestFiftyViewers watches one camera fifty times over WHEP: everyone gets
 // every packet in order, the camera is pulled once, and when they have left
-// nothing of them remains.
+// nothing of them remains, not even a goroutine.
 func TestFiftyViewers(t *testing.T) {
 	const viewers, watch = 50, 10 * time.Second
 	s := up(t)
@@ -66,6 +67,26 @@ func TestFiftyViewers(t *testing.T) {
 	})
 	if plays := srv.Plays("cam"); plays != 1 {
 		t.Errorf("the camera was asked to play %d times", plays)
+	}
+	checkGoroutines(t, s.processes[0])
+}
+
+// checkGoroutines looks for what sessions run in a process that has none. It
+// ends the process.
+func checkGoroutines(t *testing.T, p *process) {
+	t.Helper()
+	time.Sleep(3 * time.Second) // ended sessions may still be closing
+	stacks := p.goroutines(t)
+	if !strings.Contains(stacks, "fanlight/medianode.(*Node)") {
+		t.Fatalf("these are no goroutines of a node:\n%s", stacks)
+	}
+	for _, of := range []string{"pion/webrtc/", "pion/dtls/", "pion/sctp/", "ice/v4.(*Agent)", "session.(*Session)"} {
+		for goroutine := range strings.SplitSeq(stacks, "\n\n") {
+			if strings.Contains(goroutine, of) {
+				t.Errorf("left by a session:\n%s", goroutine)
+				break
+			}
+		}
 	}
 }
 
