@@ -53,7 +53,7 @@ func (s *sessionService) OpenSession(stream sessionStream) error {
 	}
 	engine, c, err := s.node.join(stream.Context(), id, open.GetGeneration())
 	if err != nil {
-		return fmt.Errorf("open session %q: %w", open.GetSession(), err)
+		return err // its text is for the viewer
 	}
 	defer c.leave()
 	v := &viewing{

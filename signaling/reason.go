@@ -38,7 +38,9 @@ func sentence(err error) string {
 		}
 		return reason.Error()
 	default:
-		return err.Error()
+		// What happened, without the reason's own words behind it: they stand in
+		// the message's reason.
+		return strings.TrimSuffix(err.Error(), ": "+reason.Error())
 	}
 }
 

@@ -15,6 +15,7 @@ var hushed = []string{
 	"Running http and grpc server on single port. This is not recommended for production.",
 	"simple token is not cryptographically signed",
 	"failed to update storage version", // at a member's first start; it tries again
+	"Failed to detect schema version",  // at a member's first start; there is none yet
 }
 
 // newZapLogger returns a logger for etcd that passes warnings and errors on,

@@ -225,7 +225,8 @@ func (e *Engine) Stats() EngineStats {
 // ctx ends at most; nothing else of the session depends on ctx.
 //
 // The error is fleet.BadOffer, fleet.NoVideoSection, fleet.CodecUnsupported,
-// fleet.NodeFull, or fleet.NodeStopping after Close.
+// fleet.NodeFull, or fleet.NodeStopping after Close. Its text is for the viewer,
+// and names neither the session nor the camera.
 func (e *Engine) Open(ctx context.Context, cfg OpenConfig) (s *Session, answer string, err error) {
 	defer func() {
 		if err != nil {
@@ -233,7 +234,6 @@ func (e *Engine) Open(ctx context.Context, cfg OpenConfig) (s *Session, answer s
 				s.Close()
 			}
 			s, answer = nil, ""
-			err = fmt.Errorf("open session %q of camera %q: %w", cfg.ID, cfg.Camera, err)
 		}
 	}()
 	if cfg.Stream == nil {
