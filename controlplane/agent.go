@@ -28,6 +28,17 @@ const (
 	maxAddress   = 300 // bytes of an address, a boot id, a version
 )
 
+const (
+	// registerAgainTimeout is how long a replica tries to give a connected node
+	// a lease for one that was lost.
+	registerAgainTimeout = time.Second
+	// afterLease is how much later than its lease a node may stop pulling a
+	// camera that accepts one session: it may notice after 4 s of silence that
+	// its stream is gone, and the replica may have held it for a second more
+	// than the lease lived.
+	afterLease = 5*time.Second + registerAgainTimeout
+)
+
 // errReplaced ends a stream whose node has opened another.
 var errReplaced = fmt.Errorf("another stream of this node has taken its place: %w", fleet.Unavailable)
 
@@ -236,28 +247,42 @@ func (a *agent) replaced(n *store.Node) bool {
 	return n != nil && n.Lease != a.lease.ID() && n.Revision > a.revision
 }
 
-// hold renews the lease until ctx ends, and gets a new one when it is lost.
+// hold renews the lease until ctx ends, and gets a new one when it is lost. A
+// replica that can't soon ends the stream: without a lease the node must not
+// believe itself connected, and another replica may have what this one lacks.
 func (a *agent) hold(ctx context.Context) {
-	backoff := rpc.Backoff{Min: 50 * time.Millisecond, Max: 2 * time.Second}
 	for {
 		a.mu.Lock()
 		lease := a.lease
 		a.mu.Unlock()
 		err := lease.Renew(ctx)
-		for err != nil && ctx.Err() == nil {
-			a.log.Warn("node's lease lost; registering it anew", "error", err)
-			if backoff.Sleep(ctx) != nil {
-				return
-			}
-			if err = a.register(ctx, lease); errors.Is(err, store.ErrSuperseded) {
-				a.end(errReplaced)
-				return
-			}
-		}
-		if ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil {
 			return
 		}
-		backoff.Reset()
+		a.log.Warn("node's lease lost; registering it anew", "error", err)
+		switch err := a.registerAgain(ctx, lease); {
+		case err == nil:
+		case errors.Is(err, store.ErrSuperseded):
+			a.end(errReplaced)
+			return
+		default:
+			a.end(fmt.Errorf("the node's lease is lost and can't be had anew: %w", err))
+			return
+		}
+	}
+}
+
+// registerAgain is register within a time that the single-session cameras of
+// the node can bear, see afterLease.
+func (a *agent) registerAgain(ctx context.Context, lost *store.Lease) error {
+	ctx, cancel := context.WithTimeout(ctx, registerAgainTimeout)
+	defer cancel()
+	backoff := rpc.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond}
+	for {
+		err := a.register(ctx, lost)
+		if err == nil || errors.Is(err, store.ErrSuperseded) || backoff.Sleep(ctx) != nil {
+			return err
+		}
 	}
 }
 

@@ -30,8 +30,9 @@
 // nothing moves.
 //
 // A camera that accepts a single RTSP session is given to another node only
-// LeaseTTL after its node was seen to be gone: by then that node has stopped
-// pulling, even if it is alive and was merely cut off.
+// LeaseTTL and 6 s after its node was seen to be gone: by then that node has
+// stopped pulling, even if it is alive and was merely cut off. A replica that
+// can't renew a node's lease ends the node's stream within a second.
 //
 // # What it does not do
 //

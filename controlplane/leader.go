@@ -313,5 +313,5 @@ func (p *planner) hold(v cameraView, now time.Time) time.Duration {
 		since = now
 		p.gone[node] = now
 	}
-	return since.Add(p.server.cfg.LeaseTTL).Sub(now)
+	return since.Add(p.server.cfg.LeaseTTL + afterLease).Sub(now)
 }

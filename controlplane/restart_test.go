@@ -292,6 +292,26 @@ func TestReplicas(t *testing.T) {
 	second.stop() // before the first, whose etcd it uses
 }
 
+// A replica that is cut off from the state ends its nodes' streams: they must
+// not believe themselves connected when their leases have run out.
+func TestCutOffReplicaEndsStreams(t *testing.T) {
+	dir := t.TempDir()
+	first := start(t, options{store: store.Config{DataDir: dir}, config: controlplane.Config{ReplicaName: "one"}})
+	second := start(t, options{
+		store:  store.Config{Endpoints: []string{first.store.Endpoint()}, KeyFile: filepath.Join(dir, "secret.key")},
+		config: controlplane.Config{ReplicaName: "two", LeaseTTL: time.Second},
+	})
+	n := second.connect(&controlv1.Hello{Node: "nodes/n1"})
+	first.stop()
+	var err error
+	for err == nil {
+		_, err = n.stream.Recv()
+	}
+	if !errors.Is(err, fleet.Unavailable) {
+		t.Errorf("the stream ended with %v, want %v", err, fleet.Unavailable)
+	}
+}
+
 // A node that keeps its stream keeps its cameras when its lease is lost.
 func TestLostLeaseIsRenewed(t *testing.T) {
 	r := start(t, options{})

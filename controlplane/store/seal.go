@@ -161,7 +161,7 @@ func createKey(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create key file: %w", err)
 	}
-	defer os.Remove(f.Name()) //nolint:errcheck // gone after a success
+	defer os.Remove(f.Name()) // gone after a success
 	_, err = f.Write(key)
 	err = errors.Join(err, f.Chmod(0o600), f.Sync(), f.Close())
 	if err == nil {
