@@ -145,7 +145,7 @@ func TestStopWhileWaiting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lis.Close() //nolint:errcheck // nothing to do about it
+	defer lis.Close()
 	for _, scheme := range []string{"rtsp", "rtsps"} {
 		r := pull(t, Config{Profile: fleet.Profile{URL: scheme + "://" + lis.Addr().String() + "/"}, Timeouts: Timeouts{Request: time.Minute}})
 		eventually(t, "a connection", func() bool { return r.source.Counters().Connects == 1 })
@@ -265,7 +265,7 @@ func TestTransportSource(t *testing.T) {
 	if err != nil {
 		t.Skip("no second loopback address: ", err)
 	}
-	defer elsewhere.Close() //nolint:errcheck // nothing to do about it
+	defer elsewhere.Close()
 	_, port, err := net.SplitHostPort(elsewhere.LocalAddr().String())
 	if err != nil {
 		t.Fatal(err)

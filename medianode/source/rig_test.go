@@ -202,7 +202,7 @@ func runScripted(t *testing.T, answer func(request) string) *scripted {
 				return
 			}
 			wg.Go(func() {
-				defer conn.Close() //nolint:errcheck // nothing to do about it
+				defer conn.Close()
 				s.serve(conn, answer)
 			})
 		}
