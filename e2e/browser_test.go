@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/chromedp/cdproto/page"
@@ -119,6 +118,7 @@ func (tb *tab) screenshot(t *testing.T, name string) {
 type sight struct {
 	Present         bool   `json:"present"`
 	State           string `json:"state"`
+	Reason          string `json:"reason"`
 	Message         string `json:"message"`
 	Text            string `json:"text"`
 	Width           int    `json:"width"`
@@ -132,8 +132,8 @@ type sight struct {
 }
 
 func (s sight) String() string {
-	return fmt.Sprintf("state %q, message %q, %dx%d, peer connection %d of %d %s, %d frames, text %q",
-		s.State, s.Message, s.Width, s.Height, s.Connection, s.Connections, s.ConnectionState, s.FramesDecoded, s.Text)
+	return fmt.Sprintf("state %q, reason %q, message %q, %dx%d, peer connection %d of %d %s, %d frames, text %q",
+		s.State, s.Reason, s.Message, s.Width, s.Height, s.Connection, s.Connections, s.ConnectionState, s.FramesDecoded, s.Text)
 }
 
 // look returns what a camera's player shows now.
@@ -166,13 +166,13 @@ func (tb *tab) awaitMoving(t *testing.T, name string) sight {
 	return now
 }
 
-// awaitState waits until a player says what it should.
-func (tb *tab) awaitState(t *testing.T, name, state, message string) sight {
+// awaitState waits until a player is in a state.
+func (tb *tab) awaitState(t *testing.T, name, state string) sight {
 	t.Helper()
 	var now sight
-	eventually(t, picturePatience, fmt.Sprintf("the player of %s says %s", name, state), func() (bool, string) {
+	eventually(t, picturePatience, fmt.Sprintf("the player of %s is %s", name, state), func() (bool, string) {
 		now = tb.look(t, name)
-		return now.State == state && strings.Contains(now.Message, message), now.String()
+		return now.State == state, now.String()
 	})
 	return now
 }

@@ -133,7 +133,7 @@ func TestAwayAndBack(t *testing.T) {
 	gone := time.Now()
 	for name := range cameras {
 		s.awaitCamera(t, name, "STATE_FAILED", "")
-		page.awaitState(t, name, "camera_offline", "")
+		page.awaitState(t, name, "camera_offline")
 	}
 	page.screenshot(t, "away.png")
 	time.Sleep(time.Until(gone.Add(10 * time.Second)))
@@ -194,7 +194,7 @@ func TestPowerCut(t *testing.T) {
 	page := open(t, s.gateways[0]+"/")
 	page.awaitMoving(t, "lobby")
 	s.processes[0].kill(t)
-	page.awaitState(t, "lobby", "reconnecting", "")
+	page.awaitState(t, "lobby", "reconnecting")
 	s = upAt(t, data, "--http", httpAddr)
 	if got := s.cli(t, "camera", "get", "lobby", "-o", "json"); !strings.Contains(got, "The lobby") || !strings.Contains(got, "floor") {
 		t.Errorf("the camera came back as %s", got)
@@ -215,9 +215,9 @@ func TestEmbedded(t *testing.T) {
 	defer site.Close()
 	s := up(t, "--demo", "1", "--allowed-origin", site.URL, "--viewer-key-file", key)
 	gateway = s.gateways[0]
-	for _, tt := range []struct{ name, camera, message string }{
-		{"no token", "", "A viewer token is needed"},
-		{"a token for another camera", "demo-1", "does not allow this camera"},
+	for _, tt := range []struct{ name, camera, refusal string }{
+		{"no token", "", "unauthenticated"},
+		{"a token for another camera", "demo-1", "camera_forbidden"},
 		{"a token for the camera", "demo-*", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -226,12 +226,12 @@ func TestEmbedded(t *testing.T) {
 				url += "/?token=" + viewerToken(t, key, tt.camera)
 			}
 			page := open(t, url)
-			if tt.message == "" {
+			if tt.refusal == "" {
 				page.awaitMoving(t, "demo-0")
 			} else {
 				eventually(t, picturePatience, "the player says why not", func() (bool, string) {
 					now := page.look(t, "demo-0")
-					return strings.Contains(now.Message, tt.message) && now.FramesDecoded == 0, now.String()
+					return now.Reason == tt.refusal && now.Message != "" && now.FramesDecoded == 0, now.String()
 				})
 			}
 			page.screenshot(t, "embedded.png")

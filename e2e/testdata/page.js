@@ -1,6 +1,7 @@
 // Runs in every page before its own scripts: keeps the peer connections that
 // the page makes, and looks at what the players show. It knows of the player
-// only what a person sees: a <fanlight-player> with a video that is in front.
+// only what its documentation says: <fanlight-player> fires fanlight-state, and
+// has the picture as a video that is in front.
 (() => {
   const connections = [];
   const Native = window.RTCPeerConnection;
@@ -10,6 +11,10 @@
       connections.push(this);
     }
   };
+
+  // What the players said last, by camera.
+  const said = new Map();
+  window.addEventListener("fanlight-state", ({ detail }) => said.set(detail.camera, detail));
 
   const canvas = document.createElement("canvas");
   canvas.width = 32;
@@ -37,6 +42,7 @@
     if (!player) return out;
     out.state = player.state;
     out.message = player.message;
+    out.reason = said.get(camera)?.reason ?? "";
     // What a person reads on the wall, wherever it is.
     out.text = (player.closest("li") ?? player).innerText;
     const video = shown(player);
