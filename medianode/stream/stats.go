@@ -3,7 +3,8 @@ package stream
 import "time"
 
 // Stats are a stream's figures. Counters are since New unless they say
-// otherwise; rates are over the last second.
+// otherwise; rates are over the last second, or the connection's first tenths of
+// one.
 type Stats struct {
 	Packets   int64 // RTP packets from the camera
 	Bytes     int64 // of these packets, headers included
@@ -55,10 +56,10 @@ func (s *Stream) Stats() Stats {
 		Discards: m.discards, Drops: m.drops, Viewers: len(s.subs),
 		Width: m.width, Height: m.height, KeyframeInterval: m.keyframeInterval,
 	}
-	packets, bytes, frames := m.lastSecond(now)
-	st.BitrateBPS = bytes * 8
-	st.PacketsPerSecond = float64(packets)
-	st.FramesPerSecond = float64(frames)
+	sum, second := m.lastSecond(now)
+	st.BitrateBPS = int64(float64(sum.bytes*8) / second)
+	st.PacketsPerSecond = float64(sum.packets) / second
+	st.FramesPerSecond = float64(sum.frames) / second
 	return st
 }
 
@@ -79,6 +80,7 @@ type meter struct {
 	width, height          int
 	keyframeInterval       time.Duration
 	recent                 [slots]slot
+	first                  int64 // index of the slot of the connection's first packet; 0: none yet
 }
 
 // slot counts what came in one slotTime, the index-th since 1970.
@@ -97,6 +99,9 @@ func (m *meter) packet(now time.Time, size int) {
 	m.packets++
 	m.bytes += int64(size)
 	s := m.slot(now)
+	if m.first == 0 {
+		m.first = s.index
+	}
 	s.packets++
 	s.bytes += int64(size)
 }
@@ -106,15 +111,17 @@ func (m *meter) frame(now time.Time) {
 	m.slot(now).frames++
 }
 
-// lastSecond sums the slots of the second that ended with the last full slot.
-func (m *meter) lastSecond(now time.Time) (packets, bytes, frames int64) {
-	index := now.UnixNano() / int64(slotTime)
+// lastSecond sums the slots of the second that ended with the last full slot, or
+// of what the connection has had of it, and returns which part of a second that is.
+func (m *meter) lastSecond(now time.Time) (sum slot, part float64) {
+	end := now.UnixNano() / int64(slotTime)
+	begin := max(end-slotsPerSecond, m.first)
 	for _, s := range m.recent {
-		if s.index < index && s.index >= index-slotsPerSecond {
-			packets += s.packets
-			bytes += s.bytes
-			frames += s.frames
+		if s.index < end && s.index >= begin {
+			sum.packets += s.packets
+			sum.bytes += s.bytes
+			sum.frames += s.frames
 		}
 	}
-	return packets, bytes, frames
+	return sum, float64(max(1, end-begin)) / float64(slotsPerSecond)
 }

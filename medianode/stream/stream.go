@@ -113,7 +113,7 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 	if s.closed != nil {
 		return nil, fmt.Errorf("publish: %w", s.closed)
 	}
-	s.meter.connectionLost = 0
+	s.meter.connectionLost, s.meter.first = 0, 0
 	s.tracks = tracks
 	s.writer = w
 	s.keys.published(nil)

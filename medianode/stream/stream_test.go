@@ -282,6 +282,28 @@ func TestStats(t *testing.T) {
 	}
 }
 
+// The rates of a connection's first second are of what there has been of it.
+func TestFirstRates(t *testing.T) {
+	c := newClock()
+	s := New(Config{Clock: c.time})
+	cam := publish(t, s)
+	for range 25 {
+		cam.unit(inter(100))
+		c.now = c.now.Add(40 * time.Millisecond)
+	}
+	cam.w.Close()
+	c.now = c.now.Add(500 * time.Millisecond)
+	cam = publish(t, s)
+	for i := range 50 { // 50 frames a second of one packet of 62 bytes
+		if got := s.Stats(); i >= 5 && (got.FramesPerSecond != 50 || got.PacketsPerSecond != 50 || got.BitrateBPS != 50*62*8) {
+			t.Fatalf("%v after the first packet: %v frames/s, %v packets/s, %v bit/s", time.Duration(i)*20*time.Millisecond,
+				got.FramesPerSecond, got.PacketsPerSecond, got.BitrateBPS)
+		}
+		cam.unit(inter(50))
+		c.now = c.now.Add(20 * time.Millisecond)
+	}
+}
+
 // However many subscriptions ask, the camera is asked once a second, and not at
 // all if a keyframe came by itself.
 func TestKeyframeRequests(t *testing.T) {
