@@ -209,6 +209,7 @@ func (h *h264) beginFrame() {
 	if !h.vcl {
 		h.vcl = true
 		h.in.stream.meter.frame(h.in.out.line.at)
+		h.in.stream.keys.pictures = true
 	}
 }
 

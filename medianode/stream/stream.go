@@ -88,7 +88,8 @@ func New(cfg Config) *Stream {
 // Publish begins a source's connection with the tracks that it will write, at
 // most one of each kind. It replaces the connection before, whose Writer has no
 // effect from then on. Sequence numbers and timestamps go on where they were;
-// subscriptions wait for a keyframe of the new connection.
+// subscriptions wait for a keyframe of the new connection, for which the camera
+// is asked if it does not begin with one.
 //
 // The error is fleet.CodecUnsupported, fleet.InvalidArgument for tracks that
 // are not well formed, or why the stream was closed.
@@ -116,7 +117,7 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 	s.meter.connectionLost, s.meter.first = 0, 0
 	s.tracks = tracks
 	s.writer = w
-	s.keys.published(nil)
+	s.keys = keyframes{asked: s.keys.asked, pending: seen[Video] && len(s.subs) > 0}
 	for k := range s.outputs {
 		s.outputs[k].discard()
 		s.outputs[k].senderReport = clockPoint{}

@@ -304,8 +304,8 @@ func TestFirstRates(t *testing.T) {
 	}
 }
 
-// However many subscriptions ask, the camera is asked once a second, and not at
-// all if a keyframe came by itself.
+// However many subscriptions ask, the camera is asked once a second until a
+// keyframe begins, and not at all if one came by itself.
 func TestKeyframeRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
@@ -332,7 +332,7 @@ func TestKeyframeRequests(t *testing.T) {
 		check(1)
 		time.Sleep(time.Second)
 		cam.unit(inter(20))
-		check(2) // the request that came too soon
+		check(2) // the request that came too soon, or the first one again
 		time.Sleep(500 * time.Millisecond)
 		ask()
 		cam.unit(sps, pps, idr(20))
@@ -341,11 +341,79 @@ func TestKeyframeRequests(t *testing.T) {
 		check(2) // there was one
 		ask()
 		check(3)
+		for range 3 { // a camera that does not listen
+			time.Sleep(999 * time.Millisecond)
+			cam.unit(inter(20))
+			time.Sleep(time.Millisecond)
+			cam.unit(inter(20))
+		}
+		check(6)
 		cam.w.Close()
 		time.Sleep(2 * time.Second)
 		ask()
-		check(3)
+		check(6)
 	})
+}
+
+// Whoever makes a subscription wait for a keyframe asks the camera for one.
+func TestKeyframeWanted(t *testing.T) {
+	key := func(c *camera) { c.unit(sps, pps, idr(20)) }
+	for _, c := range []struct {
+		name   string
+		viewer SubscribeOptions
+		late   bool          // the viewer comes after the connection
+		before func(*camera) // packets of a first connection; nil: there was none
+		write  func(*camera)
+		asked  int
+	}{
+		{name: "a subscription, which asks when it is ready", late: true, write: func(c *camera) { c.unit(inter(20)) }},
+		{name: "a connection that begins between keyframes", before: key, write: func(c *camera) { c.unit(inter(20)) }, asked: 1},
+		{name: "a connection that begins with a keyframe", before: key, write: key},
+		{name: "an overflow", viewer: SubscribeOptions{QueueBursts: 3}, write: func(c *camera) {
+			key(c)
+			for range 10 {
+				c.unit(inter(20))
+			}
+		}, asked: 1},
+		{name: "an overflow that ends at a keyframe", viewer: SubscribeOptions{QueueBursts: 3}, write: func(c *camera) {
+			for range 2 {
+				key(c)
+				c.unit(inter(20))
+			}
+		}},
+		{name: "a burst larger than the queue", viewer: SubscribeOptions{QueueBytes: 50}, write: func(c *camera) {
+			key(c)
+			c.unit(inter(60))
+			c.unit(inter(10))
+		}, asked: 1},
+		{name: "an overflow by audio", viewer: SubscribeOptions{QueueBursts: 3}, write: func(c *camera) {
+			key(c)
+			for range 3 {
+				c.packet(1, false, []byte{1})
+			}
+		}, asked: 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := New(Config{})
+			if !c.late {
+				defer s.Subscribe(c.viewer).Close()
+			}
+			tracks := []Track{videoTrack, audioTrack}
+			if c.before != nil {
+				c.before(publish(t, s, tracks...))
+			}
+			cam := publish(t, s, tracks...)
+			asked := 0
+			cam.w.OnKeyframeRequest(func() { asked++ })
+			if c.late {
+				defer s.Subscribe(c.viewer).Close()
+			}
+			c.write(cam)
+			if asked != c.asked {
+				t.Errorf("asked %d times, want %d", asked, c.asked)
+			}
+		})
+	}
 }
 
 // Sources, sessions and whoever reads figures at once; the packets of each

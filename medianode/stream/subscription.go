@@ -47,7 +47,10 @@ type Subscription struct {
 // until then, unless the tracks published have no video. On a closed stream,
 // Next returns the error.
 //
-// The camera is not asked for a keyframe: see RequestKeyframe.
+// The camera is not asked for a keyframe: a session that is not connected yet has
+// no use for one, and asking now would keep the camera from being asked again
+// when it has. That is what RequestKeyframe is for. When a subscription has to
+// wait again, after an overflow or for a new connection, the camera is asked.
 func (s *Stream) Subscribe(opt SubscribeOptions) *Subscription {
 	sub := &Subscription{stream: s, maxBursts: opt.QueueBursts, maxBytes: opt.QueueBytes, wake: make(chan struct{}, 1), index: -1}
 	if sub.maxBursts <= 0 {
@@ -157,7 +160,9 @@ func (sub *Subscription) push(b *Burst) {
 		sub.skip(b.Keyframe)
 	}
 	if (b.Kind == Video && sub.held) || sub.full(b) {
-		sub.held = sub.held || b.Kind == Video
+		if b.Kind == Video {
+			sub.hold()
+		}
 		sub.drop(b, &sub.dropped.Overflow, &sub.stream.meter.drops.Overflow)
 		return
 	}
@@ -191,8 +196,15 @@ func (sub *Subscription) skip(next bool) {
 		sub.drop(b, &sub.dropped.Overflow, &sub.stream.meter.drops.Overflow)
 	}
 	if video && keep == 0 && !next {
-		sub.held = true
+		sub.hold()
 	}
+}
+
+// hold makes video wait for a keyframe, which the camera is asked for. The caller
+// holds stream.mu.
+func (sub *Subscription) hold() {
+	sub.held = true
+	sub.stream.keys.wanted()
 }
 
 // drop counts a burst that the subscription does not get, in its own counter
