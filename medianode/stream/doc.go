@@ -10,24 +10,32 @@
 //   - H264 (RFC 6184, packetization modes 0 and 1) fits into the MTU: a NAL
 //     unit that is too large becomes FU-A packets, an FU-A packet that is too
 //     large becomes several, an aggregate (STAP-A) that is too large becomes
-//     single NAL units. Every IDR picture begins with the sequence and picture
-//     parameter sets, from the SDP or from the packets before, in a packet of
-//     its timestamp; parameter sets and access unit delimiters on their own are
-//     taken out. The last packet of an access unit has the marker bit.
+//     single NAL units. The last packet of an access unit has the marker bit.
+//   - Parameter sets and access unit delimiters are taken out, aggregated or
+//     not. An IDR picture, and one that came with new sets, leaves as the
+//     sequence and picture parameter sets, from the SDP or from the packets
+//     before; then what the camera sent ahead of its first slice, SEI and the
+//     like; then the slices; all with its timestamp. SEI without a picture is
+//     dropped.
+//   - An IDR picture whose beginning was lost, or whose parameter sets are not
+//     known, leaves for who is watching already, and is no keyframe to start
+//     with.
 //   - Sequence numbers and timestamps go on where they were over reconnects and
 //     over a camera's clock that leaps or is set back. What the camera's
 //     sequence lacks stays a gap, at most 32 packets wide.
 //   - OPUS, PCMU and PCMA pass as they are.
 //
-// A burst is flushed by the marker bit, by the 17th packet of its access unit,
-// or by the first packet of the next one. There is no timer: what a camera
+// A burst is flushed by the marker bit, by the 17th packet of its access unit, by
+// a keyframe that begins, or by the first packet of the next access unit. There is no timer: what a camera
 // without marker bits sends leaves one frame later, and what a camera sent of
 // an access unit before it fell silent leaves with its next packet.
 //
 // Packets that arrive late are dropped, for reordering is the source's part
 // (gortsplib has it for UDP); malformed ones are dropped and counted. B-frames
 // pass as they are. There is no cache of past packets: a subscription starts
-// with the next keyframe.
+// with the next keyframe. The camera is asked for one, each second until it
+// begins, when a subscription says so, has lost its place by an overflow, or sees
+// a new connection that does not begin with one.
 //
 // The package knows neither RTSP nor WebRTC and performs no I/O. It starts no
 // goroutine.

@@ -32,9 +32,13 @@ type h264 struct {
 	sets parameterSets
 
 	// The access unit under way.
-	vcl   bool // it has a part of a picture
-	idr   bool // its IDR picture has begun
-	dirty bool // parameter sets were taken out and must go before the next part
+	vcl     bool   // it has a part of a picture
+	idr     bool   // its IDR picture has begun
+	dirty   bool   // parameter sets were taken out and must go before the next part
+	damaged bool   // packets of it may be missing before here
+	before  prefix // of its first slice
+
+	begun bool // there has been an access unit
 	high  uint32
 	keyed bool // there has been a keyframe, at timestamp high
 }
@@ -53,7 +57,9 @@ func (h *h264) write(fresh, lost, marker bool, payload []byte) {
 	if fresh {
 		h.endUnit(lost)
 	}
-	h.in.out.gap = h.in.out.gap || lost
+	if lost {
+		h.in.out.gap, h.damaged, h.before.part = true, true, nil
+	}
 	discards := &h.in.stream.meter.discards
 	typ := payload[0] & nalType
 	switch {
@@ -78,7 +84,10 @@ func (h *h264) endUnit(lost bool) {
 		out.pending[n-1].Marker = true
 	}
 	h.flush()
+	h.in.stream.meter.discards.Supplements += int64(len(h.before.units))
+	h.before.reset()
 	h.vcl, h.idr = false, false
+	h.damaged, h.begun = !h.begun, true // a connection may begin anywhere in a picture
 }
 
 // unit takes one whole NAL unit.
@@ -88,19 +97,24 @@ func (h *h264) unit(nal []byte, marker bool) {
 	case typ == nalSPS || typ == nalPPS:
 		h.dirty = h.keep(nal) || h.dirty
 	case typ == nalAUD: // no use in RTP (RFC 6184 §5.7)
-	case typ == nalSEI:
-		h.emit(nal, false) // a picture follows
 	case isVCL(typ):
 		h.picture(typ, len(nal) > 1 && nal[1]&0x80 != 0)
 		h.emit(nal, marker)
+	case !h.vcl:
+		if !h.before.put(nal) {
+			h.in.stream.meter.discards.Supplements++
+		}
+	case typ == nalSEI:
+		h.emit(nal, false) // a slice follows
 	default:
 		h.emit(nal, marker)
 	}
 }
 
-// aggregate takes a STAP-A packet (RFC 6184 §5.7.1).
+// aggregate takes a STAP-A packet (RFC 6184 §5.7.1). It stays as it is if it has
+// a part of a picture and nothing that belongs before what is held.
 func (h *h264) aggregate(payload []byte, marker bool) {
-	var sps, pps, vcl, first bool
+	whole, vcl, first := len(payload) <= h.mtu, false, false
 	var typ byte // of the first part of a picture
 	n := 0
 	for rest := payload[1:]; len(rest) > 0; n++ {
@@ -110,35 +124,25 @@ func (h *h264) aggregate(payload []byte, marker bool) {
 			break
 		}
 		switch t := nal[0] & nalType; {
-		case t == nalSPS:
-			sps = sps || !vcl
-		case t == nalPPS:
-			pps = pps || !vcl
+		case t == nalSPS || t == nalPPS || t == nalAUD:
+			whole = false
 		case isVCL(t) && (!vcl || t == nalIDR && typ != nalIDR):
 			vcl, typ, first = true, t, len(nal) > 1 && nal[1]&0x80 != 0
 		}
 		rest = after
 	}
-	if n == 0 {
+	switch {
+	case n == 0:
 		h.in.stream.meter.discards.Malformed++
-		return
-	}
-	whole := vcl && len(payload) <= h.mtu
-	for rest := payload[1:]; len(rest) > 0; {
-		nal, after, _ := cutUnit(rest)
-		if !whole {
-			h.unit(nal, marker && len(after) == 0)
-		} else if t := nal[0] & nalType; t == nalSPS || t == nalPPS {
-			h.dirty = h.keep(nal) || h.dirty
-		}
-		rest = after
-	}
-	if whole {
-		if sps && pps {
-			h.dirty = false
-		}
-		h.pictureWith(typ, first, sps && pps)
+	case whole && vcl:
+		h.picture(typ, first)
 		h.emit(payload, marker)
+	default:
+		for rest := payload[1:]; len(rest) > 0; {
+			nal, after, _ := cutUnit(rest)
+			h.unit(nal, marker && len(after) == 0)
+			rest = after
+		}
 	}
 }
 
@@ -179,54 +183,68 @@ func (h *h264) fragment(payload []byte, marker bool) {
 	}
 	if isVCL(typ) {
 		h.beginFrame()
+	} else if !h.vcl || typ >= nalSPS && typ <= nalAUD {
+		h.collect(payload, marker)
+		return
 	}
 	h.emit(payload, marker)
 }
 
-// picture is told that a slice begins. first says that it is the first slice of
-// its picture: first_mb_in_slice is 0, which ue(v) writes as a one bit (H.264
-// §7.3.3, §9.1).
-func (h *h264) picture(typ byte, first bool) { h.pictureWith(typ, first, false) }
+// collect takes a fragment of what does not leave as it came.
+func (h *h264) collect(payload []byte, marker bool) {
+	nal, ok := h.before.join(payload)
+	if !ok {
+		h.in.stream.meter.discards.Supplements++
+	} else if nal != nil {
+		h.unit(nal, marker)
+	}
+}
 
-// pictureWith is picture for a slice that comes with its parameter sets.
-func (h *h264) pictureWith(typ byte, first, withSets bool) {
-	h.beginFrame()
+// picture is told that a slice begins, and lets go before it what the decoder
+// needs. first says that it is the first slice of its picture: first_mb_in_slice
+// is 0, which ue(v) writes as a one bit (H.264 §7.3.3, §9.1).
+func (h *h264) picture(typ byte, first bool) {
 	begins := typ == nalIDR && !h.idr
 	if begins {
 		h.idr = true
 		h.beginKeyframe(first)
 	}
-	if (begins || h.dirty) && !withSets {
+	if begins || h.dirty {
 		h.dirty = false
 		for _, p := range h.sets.packets(h.mtu) {
 			h.emit(p, false)
 		}
 	}
+	h.beginFrame()
 }
 
-// beginFrame counts the access unit when its picture begins.
+// beginFrame counts the access unit when its picture begins, and lets go what
+// was held for it.
 func (h *h264) beginFrame() {
-	if !h.vcl {
-		h.vcl = true
-		h.in.stream.meter.frame(h.in.out.line.at)
-		h.in.stream.keys.pictures = true
+	if h.vcl {
+		return
 	}
+	h.vcl = true
+	h.in.stream.meter.frame(h.in.out.line.at)
+	h.in.stream.keys.pictures = true
+	for _, nal := range h.before.units {
+		h.emit(nal, false)
+	}
+	h.before.reset()
 }
 
-// beginKeyframe marks the pending burst as one that a decoder can start with,
-// unless the parameter sets are not known or the picture's beginning was lost.
+// beginKeyframe begins a burst that a decoder can start with, unless the
+// parameter sets are not known or the picture's beginning was lost.
 func (h *h264) beginKeyframe(first bool) {
 	out, m := h.in.out, &h.in.stream.meter
 	if !h.sets.complete() {
 		m.undecodable++
 		return
 	}
-	if out.gap && !first {
+	if h.damaged && !first {
 		return
 	}
-	if len(out.pending) >= maxBurst {
-		h.flush()
-	}
+	h.flush()
 	out.keyframe = true
 	h.in.stream.keys.pending = false
 	m.keyframes++

@@ -42,6 +42,8 @@ const frame = 3600 // 40 ms
 func h264Cases() []h264Case {
 	big := idr(150) // MTU 64: body of 149 bytes in fragments of 62, 62, 25
 	sets := stap(sps, pps)
+	long := slice(nalSEI, 100)
+	other := func(typ byte) []byte { return []byte{typ, 1, 2} }
 	var many []inPacket
 	var manyOut []outPacket
 	manyOut = append(manyOut, outPacket{payload: sets})
@@ -58,12 +60,12 @@ func h264Cases() []h264Case {
 		{
 			name: "sets in band, one by one, with an AUD and an SEI",
 			in:   []inPacket{{payload: aud}, {payload: sps}, {payload: pps}, {payload: sei}, {marker: true, payload: idr(20)}},
-			out:  []outPacket{{payload: sei}, {payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
+			out:  []outPacket{{payload: sets}, {payload: sei}, {marker: true, payload: idr(20)}}, keyframes: 1,
 		},
 		{
 			name: "sets in band, aggregated",
 			in:   []inPacket{{payload: stap(aud, sps, pps, sei)}, {marker: true, payload: idr(20)}},
-			out:  []outPacket{{payload: sei}, {payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
+			out:  []outPacket{{payload: sets}, {payload: sei}, {marker: true, payload: idr(20)}}, keyframes: 1,
 		},
 		{
 			name: "sets with a marker and a timestamp of their own",
@@ -76,16 +78,60 @@ func h264Cases() []h264Case {
 			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, payload: sets}, {marker: true, payload: idr(21)}}, keyframes: 2,
 		},
 		{
-			name: "an aggregate with sets and picture stays", in: []inPacket{{marker: true, payload: stap(sps, pps, idr(20))}},
-			out: []outPacket{{marker: true, payload: stap(sps, pps, idr(20))}}, keyframes: 1,
+			name: "an aggregate with sets and a picture", in: []inPacket{{marker: true, payload: stap(aud, sei, sps, pps, idr(20))}},
+			out: []outPacket{{payload: sets}, {payload: sei}, {marker: true, payload: idr(20)}}, keyframes: 1,
 		},
 		{
-			name: "an aggregate with a picture and no sets", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: stap(sei, idr(20))}},
+			name: "an aggregate with an AUD and a picture", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: stap(aud, idr(20))}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
+		},
+		{
+			name: "an aggregate with a picture and no sets stays", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: stap(sei, idr(20))}},
 			out: []outPacket{{payload: sets}, {marker: true, payload: stap(sei, idr(20))}}, keyframes: 1,
 		},
 		{
 			name: "an aggregate that is too large", in: []inPacket{{marker: true, payload: stap(sps, pps, sei, idr(70), idr(10))}},
-			out: []outPacket{{payload: sei}, {payload: sets}, {payload: fu(idr(70), 0, 62)}, {payload: fu(idr(70), 62, 69)}, {marker: true, payload: idr(10)}}, keyframes: 1,
+			out: []outPacket{{payload: sets}, {payload: sei}, {payload: fu(idr(70), 0, 62)}, {payload: fu(idr(70), 62, 69)}, {marker: true, payload: idr(10)}}, keyframes: 1,
+		},
+		{
+			name: "an SEI of its own access unit", sets: [][]byte{sps, pps},
+			in: []inPacket{
+				{marker: true, payload: idr(20)},
+				{step: frame, marker: true, payload: sei},
+				{step: frame, marker: true, payload: stap(aud, sei)},
+				{step: frame, marker: true, payload: inter(20)},
+			},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: 3 * frame, marker: true, payload: inter(20)}}, keyframes: 1,
+			discards: Discards{Supplements: 2},
+		},
+		{
+			name: "an SEI between pictures that are told apart by marker bits only", sets: [][]byte{sps, pps},
+			in:  []inPacket{{payload: sei}, {marker: true, payload: idr(20)}, {marker: true, payload: sei}, {marker: true, payload: inter(20)}},
+			out: []outPacket{{payload: sets}, {payload: sei}, {marker: true, payload: idr(20)}, {payload: sei}, {marker: true, payload: inter(20)}}, keyframes: 1,
+		},
+		{
+			name: "other units before a picture", sets: [][]byte{sps, pps},
+			in:  []inPacket{{payload: sei}, {payload: other(15)}, {payload: other(14)}, {payload: idr(20)}, {marker: true, payload: other(12)}},
+			out: []outPacket{{payload: sets}, {payload: sei}, {payload: other(15)}, {payload: other(14)}, {payload: idr(20)}, {marker: true, payload: other(12)}}, keyframes: 1,
+		},
+		{
+			name: "sets and an SEI in fragments",
+			in: []inPacket{
+				{payload: fu(sps, 0, 4)},
+				{payload: fu(sps, 4, len(sps)-1)},
+				{payload: fu(pps, 0, len(pps)-1)},
+				{payload: fu(long, 0, 40)},
+				{payload: fu(long, 40, 60)},
+				{payload: fu(long, 60, 99)},
+				{marker: true, payload: idr(20)},
+			},
+			out: []outPacket{{payload: sets}, {payload: fu(long, 0, 62)}, {payload: fu(long, 62, 99)}, {marker: true, payload: idr(20)}}, keyframes: 1,
+		},
+		{
+			name: "an SEI of which a fragment is lost", sets: [][]byte{sps, pps},
+			in:  []inPacket{{payload: sei}, {payload: fu(long, 0, 40)}, {skip: 1, payload: fu(long, 60, 99)}, {marker: true, payload: idr(20)}},
+			out: []outPacket{{payload: sets}, {payload: sei}, {marker: true, payload: idr(20)}}, keyframes: 1,
+			discards: Discards{Supplements: 1},
 		},
 		{
 			name: "a NAL unit that is too large", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: big}},
@@ -199,13 +245,8 @@ func TestH264(t *testing.T) {
 			if st.Discards != c.discards {
 				t.Errorf("discards %+v, want %+v", st.Discards, c.discards)
 			}
-			for i, b := range bursts {
-				if len(b.Packets) == 0 || len(b.Packets) > maxBurst {
-					t.Errorf("burst %d has %d packets", i, len(b.Packets))
-				}
-			}
-			if len(bursts) > 0 && !bursts[0].Keyframe {
-				t.Error("the first burst is no keyframe")
+			if err := checkBursts(bursts); err != nil {
+				t.Error(err)
 			}
 		})
 	}
@@ -266,6 +307,99 @@ func pictureUnits(t *testing.T, payloads [][]byte) (units [][]byte) {
 		}
 	}
 	return units
+}
+
+// A picture whose first slice is lost is no keyframe, however much of it comes.
+func TestDamagedKeyframe(t *testing.T) {
+	second := idr(30)
+	second[1] = 0x48 // first_mb_in_slice is 1
+	for _, c := range []struct {
+		name      string
+		write     func(*camera)
+		keyframes int64
+	}{
+		{"a few fragments come", func(c *camera) { fragments(c, 1, 5); c.packet(0, true, second) }, 0},
+		{"more fragments come than a burst has", func(c *camera) { fragments(c, 1, 20); c.packet(0, true, second) }, 0},
+		{"only the last slice comes", func(c *camera) { c.seq++; c.packet(0, true, second) }, 0},
+		{"a later fragment is lost", func(c *camera) { fragments(c, 0, 3); c.seq++; c.packet(0, true, second) }, 1},
+		{"packets before the first slice are lost", func(c *camera) { c.seq++; c.packet(0, false, idr(20)); c.packet(0, true, second) }, 1},
+		{"the next is whole", func(c *camera) {
+			c.seq++
+			c.packet(0, true, second)
+			c.ts += frame
+			c.packet(0, false, idr(20))
+			c.packet(0, true, second)
+		}, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := New(Config{MTU: testMTU})
+			sub := s.Subscribe(SubscribeOptions{})
+			cam := publish(t, s, Track{Kind: Video, Codec: "H264", ClockRate: 90_000, ParameterSets: [][]byte{sps, pps}})
+			cam.unit(inter(20))
+			c.write(cam)
+			bursts := drain(t, sub)
+			if got := s.Stats().Keyframes; got != c.keyframes || got == 0 && len(bursts) > 0 {
+				t.Errorf("%d keyframes and %d bursts, want %d keyframes", got, len(bursts), c.keyframes)
+			}
+			if err := checkBursts(bursts); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("a connection begins within a picture", func(t *testing.T) {
+		s := New(Config{MTU: testMTU})
+		publish(t, s, Track{Kind: Video, Codec: "H264", ClockRate: 90_000, ParameterSets: [][]byte{sps, pps}}).packet(0, true, second)
+		if got := s.Stats().Keyframes; got != 0 {
+			t.Errorf("%d keyframes, want none", got)
+		}
+	})
+}
+
+// fragments writes n fragments of a slice of an IDR picture, of which those
+// before from are lost.
+func fragments(c *camera, from, n int) {
+	big := idr(62*(n+2) + 1)
+	c.seq += uint16(from)
+	for i := from; i < n; i++ {
+		c.packet(0, false, fu(big, 62*i, 62*(i+1)))
+	}
+}
+
+// What is held for a picture that never comes is bounded.
+func TestSupplementFlood(t *testing.T) {
+	for name, c := range map[string]struct {
+		payloads func(i int) []byte
+		discards int64 // of 10,000
+		packets  int
+	}{
+		"small units":       {func(int) []byte { return sei }, 10_000 - maxPrefixUnits, maxPrefixUnits},
+		"large units":       {func(int) []byte { return slice(nalSEI, 5000) }, 10_000 - 3, 3 * 81},
+		"endless fragments": {func(i int) []byte { return fu(slice(nalSEI, 20_002), min(i, 1), 10_000) }, 10_000 - 1, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := New(Config{MTU: testMTU})
+			sub := s.Subscribe(SubscribeOptions{})
+			cam := publish(t, s, Track{Kind: Video, Codec: "H264", ClockRate: 90_000, ParameterSets: [][]byte{sps, pps}})
+			for i := range 10_000 {
+				cam.packet(0, true, c.payloads(i))
+			}
+			held := &cam.w.inputs[0].h264.before
+			if n := held.bytes + len(held.part); n > 2*maxPrefixBytes || len(held.units) > maxPrefixUnits {
+				t.Errorf("%d bytes in %d units are held", n, len(held.units))
+			}
+			if got := s.Stats().Discards; got != (Discards{Supplements: c.discards}) {
+				t.Errorf("discards %+v, want %d supplements", got, c.discards)
+			}
+			cam.packet(0, true, idr(20))
+			bursts := drain(t, sub)
+			if got := len(packets(bursts)); got != 2+c.packets {
+				t.Errorf("%d packets, want the sets, %d of supplements and the picture", got, c.packets)
+			}
+			if err := checkBursts(bursts); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 func TestPictureSize(t *testing.T) {
@@ -357,6 +491,10 @@ func checkBursts(bursts []*Burst) error {
 				return fmt.Errorf("packet of %d bytes", len(p.Payload))
 			case typ == 0 || typ > nalSTAPA && typ != nalFUA:
 				return fmt.Errorf("packet of type %d", typ)
+			case j == 0 && b.Keyframe && firstUnit(p.Payload) != nalSPS:
+				return fmt.Errorf("keyframe burst %d begins with type %d, not with a sequence parameter set", i, firstUnit(p.Payload))
+			case firstUnit(p.Payload) == nalAUD:
+				return fmt.Errorf("access unit delimiter in burst %d", i)
 			case p.Timestamp != b.Packets[0].Timestamp:
 				return fmt.Errorf("burst %d has two timestamps", i)
 			case last != nil && p.SequenceNumber-last.SequenceNumber-1 > maxGap*255:
@@ -366,6 +504,18 @@ func checkBursts(bursts []*Burst) error {
 		}
 	}
 	return nil
+}
+
+// firstUnit returns the type of the NAL unit that a payload begins with.
+func firstUnit(payload []byte) byte {
+	switch typ := payload[0] & nalType; typ {
+	case nalSTAPA:
+		return payload[3] & nalType
+	case nalFUA:
+		return payload[1] & nalType
+	default:
+		return typ
+	}
 }
 
 // FuzzPacket takes a whole RTP packet, as the network has it.

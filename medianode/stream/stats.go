@@ -34,6 +34,7 @@ type Discards struct {
 	Late              int64 // after their successors, or again
 	Oversized         int64 // larger than the MTU and not to be cut
 	ParameterSets     int64 // parameter sets too many or too large to keep
+	Supplements       int64 // SEI and the like: of no picture, incomplete, or too many or too large to hold for one
 	UnsupportedFormat int64 // STAP-B, MTAP, FU-B: interleaved mode, which nobody negotiates
 }
 

@@ -1,0 +1,54 @@
+package stream
+
+// The bounds of what is held of an access unit before its first slice. Cameras
+// send a few SEI NAL units, of some hundred bytes together.
+const (
+	maxPrefixUnits = 32
+	maxPrefixBytes = 16 << 10
+)
+
+// prefix holds what an access unit has before its first slice and beside its
+// parameter sets: SEI and the like. It goes out behind the sets (H.264
+// §7.4.1.2.3), and not at all without a slice.
+type prefix struct {
+	units [][]byte // whole NAL units
+	bytes int
+	part  []byte // a NAL unit of which fragments have come; nil: none
+}
+
+// put holds a NAL unit, and tells whether there was room.
+func (p *prefix) put(nal []byte) bool {
+	if len(p.units) == maxPrefixUnits || p.bytes+len(nal) > maxPrefixBytes {
+		return false
+	}
+	p.units = append(p.units, nal)
+	p.bytes += len(nal)
+	return true
+}
+
+// join adds an FU-A payload to the NAL unit under way, which it returns when it
+// is complete. ok is false if its beginning is missing, or it is too large.
+func (p *prefix) join(payload []byte) (nal []byte, ok bool) {
+	typ := payload[1] & nalType
+	switch {
+	case payload[1]&fuStart != 0:
+		p.part = []byte{payload[0]&nalRef | typ}
+	case p.part == nil || p.part[0]&nalType != typ:
+		return nil, false
+	}
+	if len(p.part)+len(payload)-2 > maxPrefixBytes {
+		p.part = nil
+		return nil, false
+	}
+	p.part = append(p.part, payload[2:]...)
+	if payload[1]&fuEnd != 0 {
+		nal, p.part = p.part, nil
+	}
+	return nal, true
+}
+
+// reset drops what is held.
+func (p *prefix) reset() {
+	clear(p.units) // the packets that they are parts of
+	p.units, p.bytes, p.part = p.units[:0], 0, nil
+}
