@@ -1,5 +1,5 @@
-# What people and CI type. "make test" on a fresh Debian machine with Go, Node
-# and npm installs by itself whatever else it needs.
+# What people and CI type. "make test" on a fresh Debian machine with Go
+# installs by itself whatever else it needs.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,6 +18,9 @@ export NO_COLOR := 1
 
 # How long "make fuzz" spends on each target.
 FUZZTIME ?= 30s
+
+# Where node.sh puts a Node, if the machine has none that fits.
+export PATH := $(CURDIR)/bin/node/node_modules/.bin:$(PATH)
 
 TOOLS := internal/tools
 WEB := signaling/web
@@ -108,14 +111,18 @@ apt:
 modules:
 	$(GO) mod download
 
+.PHONY: node
+node:
+	@$(TOOLS)/node.sh
+
 # npm ci begins by removing node_modules, so that nothing is there but what the
 # lock file says.
 .PHONY: npm-tools
-npm-tools:
+npm-tools: node
 	cd $(TOOLS) && npm ci --no-audit --no-fund --loglevel=error
 
 .PHONY: npm-web
-npm-web:
+npm-web: node
 	cd $(WEB) && npm ci --no-audit --no-fund --loglevel=error
 
 # Built from the module that pins it; one that is installed on the machine would

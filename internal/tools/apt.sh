@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the tests need, if any is missing: a C
-# compiler for the race detector, cameras by others (gst-rtsp-server, VLC),
-# ffmpeg, and Chromium.
+# Installs the Debian packages named, or those that the tests need, if any is
+# missing: a C compiler for the race detector, cameras by others
+# (gst-rtsp-server, VLC), ffmpeg, and Chromium.
 set -euo pipefail
 
-packages=(
+exec 9<"${BASH_SOURCE[0]}"
+flock 9 # one at a time
+
+packages=("$@")
+((${#packages[@]})) || packages=(
   # go test -race
   gcc libc6-dev
   # cameras, and what makes their pictures

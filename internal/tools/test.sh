@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that CI checks, in the order of what fails fastest; the first
 # failure ends it. Nothing is taken from a cache of test results, and no tool
-# from the machine but Go, Node and what Debian has.
+# from the machine but Go, a Node that is new enough, and what Debian has.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 began=$SECONDS
