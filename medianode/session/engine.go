@@ -14,7 +14,7 @@
 // audio section, both only sent. H264 with packetization mode 1 on the offered
 // payload type whose profile fits the camera best; OPUS, PCMU and PCMA as the
 // camera sends them. Feedback: NACK, answered over RTX where offered (RFC 4588)
-// from the session's last 512 packets; PLI and FIR, which ask the camera for a
+// from the session's last 512 packets and within a budget (resend.go); PLI and FIR, which ask the camera for a
 // keyframe. Sections that are not sent in are answered as inactive. No header
 // extensions, no congestion control, no data channels.
 //
@@ -108,7 +108,7 @@ type Engine struct {
 	log         *slog.Logger
 	conn        *udp.Conn
 	settings    webrtc.SettingEngine
-	registry    *interceptor.Registry
+	responder   interceptor.Factory // answers NACKs
 	timeouts    Timeouts
 	maxSessions int
 	udpMux      *udpMux
@@ -119,12 +119,13 @@ type Engine struct {
 	mu       sync.Mutex // guards the rest
 	sessions map[*Session]struct{}
 	closed   bool
+	opening  sync.WaitGroup // calls of Open with a session; none begins once closed
 }
 
 // EngineStats are an engine's figures.
 type EngineStats struct {
 	Sessions   int    // open now
-	TCPRefused uint64 // TCP connections refused because there were too many
+	TCPRefused uint64 // TCP connections refused because there were too many, or too many for one session or from one address
 }
 
 // New returns an Engine, which owns cfg.UDP and cfg.TCP from then on: Close
@@ -166,12 +167,10 @@ func newEngine(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	factory, err := nack.NewResponderInterceptor(nack.ResponderSize(resendPackets), nack.WithResponderLoggerFactory(pionLog{e.log}))
+	e.responder, err = nack.NewResponderInterceptor(nack.ResponderSize(resendPackets), nack.WithResponderLoggerFactory(pionLog{e.log}))
 	if err != nil {
 		return nil, fmt.Errorf("make the NACK responder: %w", err)
 	}
-	e.registry = new(interceptor.Registry)
-	e.registry.Add(factory)
 	if err := e.set(network, cfg.TCP != nil); err != nil {
 		return nil, err
 	}
@@ -179,7 +178,7 @@ func newEngine(cfg Config) (*Engine, error) {
 	e.udpMux = newUDPMux(cfg.UDP, e.addrs, network, pionLog{e.log})
 	e.settings.SetICEUDPMux(e.udpMux)
 	if cfg.TCP != nil {
-		e.listener = newTCPListener(cfg.TCP, 2*e.maxSessions)
+		e.listener = newTCPListener(cfg.TCP, tcpLimits{conns: 2 * e.maxSessions, waiting: tcpWaiting, fragment: tcpFragment, answer: tcpAnswer})
 		e.tcpMux = newTCPMux(e.listener, pionLog{e.log})
 		e.settings.SetICETCPMux(e.tcpMux)
 	}
@@ -251,6 +250,7 @@ func (e *Engine) Open(ctx context.Context, cfg OpenConfig) (s *Session, answer s
 		if s, err = e.admit(cfg, o, p); err != nil {
 			return err
 		}
+		defer e.opening.Done()
 		if err := s.connect(); err != nil {
 			return err
 		}
@@ -260,7 +260,7 @@ func (e *Engine) Open(ctx context.Context, cfg OpenConfig) (s *Session, answer s
 	return s, answer, err
 }
 
-// admit makes a session if there is room.
+// admit makes a session if there is room. The caller is then one of opening.
 func (e *Engine) admit(cfg OpenConfig, o *offer, p *plan) (*Session, error) {
 	s := newSession(e, cfg, o, p)
 	e.mu.Lock()
@@ -272,6 +272,7 @@ func (e *Engine) admit(cfg OpenConfig, o *offer, p *plan) (*Session, error) {
 		return nil, fmt.Errorf("%w: it has %d, its limit", fleet.NodeFull, e.maxSessions)
 	}
 	e.sessions[s] = struct{}{}
+	e.opening.Add(1)
 	return s, nil
 }
 
@@ -281,8 +282,8 @@ func (e *Engine) release(s *Session) {
 	delete(e.sessions, s)
 }
 
-// Close closes all sessions, waits for them, and closes the socket and the
-// listener. A second call does nothing.
+// Close waits for calls of Open, some milliseconds, closes all sessions, waits
+// for them, and closes the socket and the listener. A second call does nothing.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	if e.closed {
@@ -290,6 +291,9 @@ func (e *Engine) Close() error {
 		return nil
 	}
 	e.closed = true
+	e.mu.Unlock()
+	e.opening.Wait()
+	e.mu.Lock()
 	open := make([]*Session, 0, len(e.sessions))
 	for s := range e.sessions {
 		open = append(open, s)

@@ -22,13 +22,12 @@ const (
 // feedback is what a viewer said of what it receives.
 type feedback struct {
 	keyframeRequests atomic.Uint64 // PLI and FIR
-	nacked           atomic.Uint64 // packets asked for again
 	lost             atomic.Uint32 // packets lost in all, by the latest report
 }
 
 // readRTCP reads a track's RTCP until the peer connection is closed. pion's
-// interceptors live by this reading too: it is how the NACK responder sees what
-// it must answer. Interceptors end where they see no more of it than PLI, and
+// interceptors live by this reading too: it is how the NACK responder, and ours
+// before it (resends), see what is asked for. Interceptors end where they see no more of it than PLI, and
 // this session's has what they lack: the subscription to ask.
 func (s *Session) readRTCP(t *track) {
 	buf := make([]byte, 1500)
@@ -59,10 +58,6 @@ func (s *Session) hear(t *track, p rtcp.Packet) {
 	case *rtcp.PictureLossIndication, *rtcp.FullIntraRequest:
 		if t.kind == stream.Video {
 			s.wantKeyframe()
-		}
-	case *rtcp.TransportLayerNack:
-		for _, pair := range p.Nacks {
-			s.feedback.nacked.Add(uint64(len(pair.PacketList())))
 		}
 	case *rtcp.ReceiverReport:
 		to := t.bound.Load()

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pion/interceptor"
+	"github.com/pion/rtp"
 	"github.com/pion/webrtc/v4"
 
 	"fanlight/internal/fleet"
@@ -53,6 +55,7 @@ type Session struct {
 	closing  chan struct{} // closed by Close
 	gather   *gathering
 	feedback feedback
+	resends  *resends
 
 	subscription  atomic.Pointer[stream.Subscription]
 	connected     atomic.Bool
@@ -75,6 +78,7 @@ type Stats struct {
 	WriteErrors      uint64 // packets that could not be sent
 	KeyframeRequests uint64 // PLI and FIR from the viewer
 	Nacked           uint64 // packets that the viewer asked for again
+	NackRefused      uint64 // packets that were not sent again because the viewer asked for too many
 	PacketsLost      uint32 // video packets that the viewer reported as lost
 }
 
@@ -94,7 +98,23 @@ func newSession(e *Engine, cfg OpenConfig, o *offer, p *plan) *Session {
 			s.audio.payloads[name] = c.payloadType
 		}
 	}
+	s.resends = &resends{sent: s.sent, original: s.original}
 	return s
+}
+
+// sent returns how many RTP packets were sent, without those sent again.
+func (s *Session) sent() uint64 {
+	var n uint64
+	for _, t := range s.tracks() {
+		n += t.packets.Load()
+	}
+	return n
+}
+
+// original tells whether a packet that pion writes is one of the pump's, whose
+// headers pion hands on: those it sends again have headers of its own.
+func (s *Session) original(h *rtp.Header) bool {
+	return h == &s.video.header || s.audio != nil && h == &s.audio.header
 }
 
 // connect makes the peer connection with its tracks.
@@ -103,7 +123,10 @@ func (s *Session) connect() error {
 	if err != nil {
 		return err
 	}
-	api := webrtc.NewAPI(webrtc.WithSettingEngine(s.engine.settings), webrtc.WithMediaEngine(engine), webrtc.WithInterceptorRegistry(s.engine.registry))
+	registry := new(interceptor.Registry)
+	registry.Add(s.resends) // before the responder
+	registry.Add(s.engine.responder)
+	api := webrtc.NewAPI(webrtc.WithSettingEngine(s.engine.settings), webrtc.WithMediaEngine(engine), webrtc.WithInterceptorRegistry(registry))
 	if s.pc, err = api.NewPeerConnection(webrtc.Configuration{}); err != nil {
 		return fmt.Errorf("make a peer connection: %w", err)
 	}
@@ -404,12 +427,13 @@ func (s *Session) send(b *stream.Burst) (*track, error) {
 func (s *Session) Stats() Stats {
 	st := Stats{
 		Connected:        s.connected.Load(),
+		Packets:          s.sent(),
 		KeyframeRequests: s.feedback.keyframeRequests.Load(),
-		Nacked:           s.feedback.nacked.Load(),
+		Nacked:           s.resends.asked.Load(),
+		NackRefused:      s.resends.refused.Load(),
 		PacketsLost:      s.feedback.lost.Load(),
 	}
 	for _, t := range s.tracks() {
-		st.Packets += t.packets.Load()
 		st.Bytes += t.bytes.Load()
 		st.WriteErrors += t.errors.Load()
 	}

@@ -6,10 +6,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/pion/rtcp"
 	"github.com/pion/rtp"
 
 	"fanlight/internal/fleet"
@@ -148,6 +150,39 @@ func TestNACK(t *testing.T) {
 	}
 	if st := r.Stats(); st.Nacked < 50 {
 		t.Errorf("the session was asked for %d packets, want 50 at least", st.Nacked)
+	}
+}
+
+// A viewer that asks for everything again and again gets its share and no more.
+func TestNACKFlood(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.connect(h264Track())
+	n.cam.play(40*time.Millisecond, false)
+	var last atomic.Uint32
+	v := newViewer(t, viewertest.Config{OnPacket: func(_ string, p *rtp.Packet, _ time.Time) { last.Store(uint32(p.SequenceNumber)) }})
+	r := n.watch(t, v, session.OpenConfig{})
+	wait(t, v, func(r viewertest.Report) bool { return r.Video.Packets > 200 })
+	begun, session, socket := time.Now(), r.Stats(), n.conn.Stats()
+	for time.Since(begun) < 2*time.Second {
+		nack := &rtcp.TransportLayerNack{MediaSSRC: v.Report().Video.SSRC}
+		for i := range 30 {
+			nack.Nacks = append(nack.Nacks, rtcp.NackPair{PacketID: uint16(last.Load()) - uint16(17*(i+1)), LostPackets: 0xffff})
+		}
+		if err := v.SendRTCP(nack); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	out := n.conn.Stats().PacketsOut - socket.PacketsOut
+	now, took := r.Stats(), time.Since(begun).Seconds()
+	sent := now.Packets - session.Packets
+	// What is kept, a quarter of what was sent, and the floor; and 100 packets of
+	// RTCP and ICE.
+	if most := sent + 512 + sent/4 + uint64(50*took) + 100; out > most {
+		t.Errorf("%d packets went out in %.1f s for %d of the camera, %d at most should", out, took, sent, most)
+	}
+	if now.Nacked < 30*17 || now.NackRefused == 0 {
+		t.Errorf("%d packets were asked for, %d of them refused", now.Nacked, now.NackRefused)
 	}
 }
 
@@ -455,6 +490,34 @@ func TestCloseAnytime(t *testing.T) {
 		if err := r.wait(t); err != nil {
 			t.Errorf("closed after %v, Run returned %v", after, err)
 		}
+	}
+}
+
+// An engine may be closed at any moment of a session's opening.
+func TestCloseWhileOpening(t *testing.T) {
+	offer := offerOf(t)
+	for i := range 20 {
+		n := newNode(t, nil)
+		n.cam.connect(h264Track())
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				s, _, err := n.Open(testContext(t), session.OpenConfig{Stream: n.cam.stream, Offer: offer, Trickle: true})
+				if err != nil {
+					want(t, err, fleet.NodeStopping)
+					return
+				}
+				s.Close()
+			})
+		}
+		time.Sleep(time.Duration(i) * 200 * time.Microsecond)
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		if got := n.Stats().Sessions; got != 0 {
+			t.Errorf("%d sessions are left", got)
+		}
+		wg.Wait()
 	}
 }
 

@@ -1,8 +1,11 @@
 package session
 
 import (
+	"encoding/binary"
 	"errors"
+	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -53,7 +56,7 @@ func ended(c net.Conn) bool {
 }
 
 func TestTCPListener(t *testing.T) {
-	l := newTCPListener(&flaky{Listener: listenTCP(t), fails: 2}, 1)
+	l := newTCPListener(&flaky{Listener: listenTCP(t), fails: 2}, tcpLimits{conns: 1, waiting: 1, fragment: 1, answer: time.Minute})
 	first := dial(t, l)
 	a, err := l.Accept()
 	if err != nil {
@@ -101,9 +104,133 @@ func TestTCPListener(t *testing.T) {
 	}
 }
 
+// check returns a framed STUN binding request for a user name fragment, without
+// the password: the header, a SOFTWARE and a USERNAME.
+func check(fragment string) []byte {
+	attribute := func(b []byte, kind uint16, text string) []byte {
+		b = binary.BigEndian.AppendUint16(b, kind)
+		b = binary.BigEndian.AppendUint16(b, uint16(len(text)))
+		return append(append(b, text...), make([]byte, -len(text)&3)...)
+	}
+	attributes := attribute(attribute(nil, 0x8022, "a test"), 0x0006, fragment+":x")
+	m := []byte{0, 1, 0, byte(len(attributes)), 0x21, 0x12, 0xa4, 0x42}
+	m = append(append(m, "twelve bytes"...), attributes...)
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(m))), m...)
+}
+
+// What one address may open, and for one session, is bounded; who is answered
+// counts no longer for the address, and who is not is closed.
+func TestTCPLimits(t *testing.T) {
+	l := newTCPListener(listenTCP(t), tcpLimits{conns: 100, waiting: 3, fragment: 2, answer: 300 * time.Millisecond})
+	accepted := make(chan net.Conn, 100)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	})
+	defer wg.Wait()
+	defer func() { _ = l.Close() }()
+	read := func(fragment string) (net.Conn, error) {
+		t.Helper()
+		viewer := dial(t, l)
+		if _, err := viewer.Write(check(fragment)); err != nil {
+			t.Fatal(err)
+		}
+		c := <-accepted
+		buf := make([]byte, 100)
+		if _, err := io.ReadFull(c, buf[:2]); err != nil {
+			return c, err
+		}
+		_, err := io.ReadFull(c, buf[:binary.BigEndian.Uint16(buf)])
+		return c, err
+	}
+	reply := func(c net.Conn) {
+		t.Helper()
+		if _, err := c.Write([]byte{0, 1, 0}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var answered []net.Conn
+	for i := range 2 {
+		c, err := read("abcd")
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		reply(c)
+		answered = append(answered, c)
+	}
+	if c, err := read("abcd"); !errors.Is(err, errTooMany) {
+		t.Errorf("a session's third connection: %v", err)
+	} else {
+		_ = c.Close()
+	}
+	_ = answered[0].Close()
+	c, err := read("abcd")
+	if err != nil {
+		t.Errorf("after one has ended: %v", err)
+	}
+	reply(c)
+
+	silent := []net.Conn{dial(t, l), dial(t, l), dial(t, l)}
+	for range silent {
+		<-accepted
+	}
+	if before := l.refused.Load(); !ended(dial(t, l)) || l.refused.Load() != before+1 {
+		t.Error("the address has a fourth connection that nobody answered")
+	}
+	for i, c := range silent {
+		if !ended(c) {
+			t.Errorf("connection %d is still open though nobody answered", i)
+		}
+	}
+	if _, err := read("efgh"); err != nil {
+		t.Errorf("after the silent ones: %v", err)
+	}
+	reply(answered[1]) // still open
+}
+
+func TestFragmentOf(t *testing.T) {
+	whole := check("abcd")
+	for n := range whole {
+		if got, complete := fragmentOf(whole[:n]); complete || got != "" {
+			t.Fatalf("the first %d of %d bytes are complete, for %q", n, len(whole), got)
+		}
+	}
+	for name, tt := range map[string]struct {
+		message []byte
+		want    string
+	}{
+		"a check":            {whole, "abcd"},
+		"with more after it": {append(check("abcd"), 1, 2, 3), "abcd"},
+		"empty":              {[]byte{0, 0}, ""},
+		"header only":        {append([]byte{0, 20}, make([]byte, 20)...), ""},
+		"attribute too long": {append(append([]byte{0, 24}, make([]byte, 20)...), 0, 6, 0, 9), ""},
+		"no user name":       {append(append([]byte{0, 25}, make([]byte, 20)...), 0, 7, 0, 1, 'a'), ""},
+	} {
+		if got, complete := fragmentOf(tt.message); !complete || got != tt.want {
+			t.Errorf("%s: %q, complete %v; want %q", name, got, complete, tt.want)
+		}
+	}
+}
+
+func TestSenderOf(t *testing.T) {
+	for addr, want := range map[string]string{
+		"192.0.2.7:1": "192.0.2.7/32", "[::ffff:192.0.2.7]:1": "192.0.2.7/32", "[2001:db8:1:2:3::4]:1": "2001:db8:1:2::/64", "[fe80::1%eth0]:1": "fe80::/64",
+	} {
+		if got := senderOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))); got.String() != want {
+			t.Errorf("%s: %v, want %s", addr, got, want)
+		}
+	}
+}
+
 // The mux ends at once though a connection has not said a word.
 func TestTCPMuxCloses(t *testing.T) {
-	l := newTCPListener(listenTCP(t), 10)
+	l := newTCPListener(listenTCP(t), tcpLimits{conns: 10, waiting: 10, fragment: 10, answer: time.Minute})
 	m := newTCPMux(l, pionLog{discard})
 	silent := dial(t, l)
 	if _, err := silent.Write([]byte{0}); err != nil {
