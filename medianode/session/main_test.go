@@ -223,6 +223,7 @@ func (c *camera) frame(key bool, n int) {
 		fu[0], fu[1] = 0x60|28, kind // FU-A (RFC 6184 §5.8)
 		if i == 0 {
 			fu[1] |= 0x80
+			fu[2] = 0x80 // the picture's first slice
 		}
 		if i == n-1 {
 			fu[1] |= 0x40
