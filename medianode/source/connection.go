@@ -83,7 +83,7 @@ func newConnection(s *Source, u *base.URL, t fleet.Transport) *connection {
 		DialTLSContext:        c.dialTLS,
 		ListenPacket:          c.listenPacket,
 		ResolveIPAddr: func(_, host string) (*net.IPAddr, error) {
-			return nil, fmt.Errorf("the camera names %q for media: only addresses are taken", quote(host))
+			return nil, fmt.Errorf("the camera names %q for media: only addresses are taken", quote(host, s.cfg.Credentials))
 		},
 		OnResponse:        func(res *base.Response) { c.guard(func() { c.onResponse(res) }) },
 		OnTransportSwitch: func(error) {},
@@ -101,19 +101,19 @@ func (c *connection) failure(err error) *failure {
 	if c.location != "" {
 		return &failure{reason: fleet.ReasonProtocolError, message: "the camera redirects", err: &redirectError{c.location}}
 	}
-	return classify(err, hostPort(c.url), c.source.cfg.Credentials)
+	return classify(err, hostPort(c.url, c.source.cfg.Credentials), c.source.cfg.Credentials)
 }
 
 // hostPort is what messages say of a URL.
-func hostPort(u *base.URL) string {
+func hostPort(u *base.URL, creds fleet.Credentials) string {
 	if u.Port() != "" {
-		return quote(u.Host)
+		return quote(u.Host, creds)
 	}
 	port := "554"
 	if u.Scheme == "rtsps" {
 		port = "322"
 	}
-	return quote(net.JoinHostPort(u.Hostname(), port))
+	return quote(net.JoinHostPort(u.Hostname(), port), creds)
 }
 
 // fail ends the connection from a callback. The first failure counts.
@@ -218,12 +218,12 @@ func (c *connection) open() error {
 		default:
 			return &failure{
 				reason: fleet.ReasonProtocolError, err: err,
-				message: "the camera's description of its stream (SDP) cannot be read: " + quote(err.Error()),
+				message: "the camera's description of its stream (SDP) cannot be read: " + quote(err.Error(), s.cfg.Credentials),
 			}
 		}
 	}
 	s.backoff.admitted()
-	tracks, statuses, problem := chooseTracks(desc)
+	tracks, statuses, problem := chooseTracks(desc, s.cfg.Credentials)
 	s.profile.Tracks = statuses
 	if problem != nil {
 		return problem

@@ -60,7 +60,7 @@ func (s *Source) resolve(ctx context.Context, host string) ([]netip.Addr, error)
 	}
 	if len(allowed) == 0 {
 		return nil, failed(fleet.ReasonNetworkForbidden, fmt.Sprintf(
-			"%s is in none of the networks that this node may dial: change the URL, or allow the network with --camera-networks", quote(host)))
+			"%s is in none of the networks that this node may dial: change the URL, or allow the network with --camera-networks", quote(host, s.cfg.Credentials)))
 	}
 	const most = 8 // addresses that one name may make us dial
 	return allowed[:min(len(allowed), most)], nil
@@ -97,7 +97,7 @@ func (s *Source) dialTLS(ctx context.Context, network, address string) (net.Conn
 	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = conn.Close() // the handshake's error says more
 		if errors.Is(err, context.DeadlineExceeded) {
-			return nil, noTLS(address)
+			return nil, noTLS(quote(address, s.cfg.Credentials))
 		}
 		return nil, fmt.Errorf("tls handshake: %w", err)
 	}

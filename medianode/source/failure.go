@@ -4,12 +4,16 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -24,7 +28,7 @@ import (
 // failure is why a connection ended or did not come about.
 type failure struct {
 	reason         fleet.Reason
-	message        string // what to change; no credentials, no path of a URL
+	message        string // what to change; no credentials, no path of a URL: what others said is quoted
 	err            error  // nil: there is no more to it
 	otherTransport bool   // another transport may work
 	wasLive        bool   // media had come
@@ -50,7 +54,7 @@ func (f *failure) tryOther() *failure {
 }
 
 // classify turns an error of the network, of TLS or of gortsplib into a failure.
-// host is the host and port of the URL.
+// host is the host and port of the URL, quoted.
 func classify(err error, host string, creds fleet.Credentials) *failure {
 	var f *failure
 	if errors.As(err, &f) {
@@ -58,17 +62,17 @@ func classify(err error, host string, creds fleet.Credentials) *failure {
 	}
 	f = classifyRTSP(err, creds)
 	if f == nil {
-		f = classifyNetwork(err, host)
+		f = classifyNetwork(err, host, creds)
 	}
 	if f == nil {
-		f = failed(fleet.ReasonProtocolError, "the camera's answer cannot be used: "+quote(err.Error()))
+		f = failed(fleet.ReasonProtocolError, "the camera's answer cannot be used: "+quote(err.Error(), creds))
 	}
 	f.err = err
 	return f
 }
 
 // classifyNetwork returns nil for an error that is none of the network's.
-func classifyNetwork(err error, host string) *failure {
+func classifyNetwork(err error, host string, creds fleet.Credentials) *failure {
 	var dns *net.DNSError
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
@@ -76,7 +80,7 @@ func classifyNetwork(err error, host string) *failure {
 	var timeout net.Error
 	switch {
 	case errors.As(err, &dns):
-		return failed(fleet.ReasonHostNotFound, fmt.Sprintf("the host name %s cannot be resolved: check the URL, or use the camera's address", quote(dns.Name)))
+		return failed(fleet.ReasonHostNotFound, fmt.Sprintf("the host name %s cannot be resolved: check the URL, or use the camera's address", quote(dns.Name, creds)))
 	case errors.As(err, &certificate):
 		return failed(fleet.ReasonTLSFailed, "the camera's certificate is not valid for the host in the URL, or not signed by an authority "+
 			"that this machine knows; if it is the camera's own, pin its SHA-256 fingerprint"+fingerprintOf(certificate))
@@ -95,8 +99,9 @@ func classifyNetwork(err error, host string) *failure {
 }
 
 // noTLS is the failure of a camera that does not answer a TLS handshake with one.
+// host is quoted.
 func noTLS(host string) *failure {
-	return failed(fleet.ReasonTLSFailed, "the camera does not speak TLS on "+quote(host)+": use rtsp://, or the port of its rtsps service")
+	return failed(fleet.ReasonTLSFailed, "the camera does not speak TLS on "+host+": use rtsp://, or the port of its rtsps service")
 }
 
 // classifyRTSP returns nil for an error that gortsplib has no type for.
@@ -104,7 +109,7 @@ func classifyRTSP(err error, creds fleet.Credentials) *failure {
 	var status liberrors.ErrClientBadStatusCode
 	switch {
 	case errors.As(err, &status):
-		return classifyStatus(status.Code, quote(status.Message), creds)
+		return classifyStatus(status.Code, quote(status.Message, creds), creds)
 	case errors.As(err, &liberrors.ErrClientAuthSetup{}):
 		return failed(fleet.ReasonAuthenticationFailed, "the camera asks for a kind of authentication other than Basic and Digest: set one of these on the camera")
 	case errors.As(err, &liberrors.ErrClientRequestTimedOut{}):
@@ -152,9 +157,23 @@ func fingerprintOf(err *tls.CertificateVerificationError) string {
 	return " (it has " + hex.EncodeToString(sum[:]) + ")"
 }
 
-// quote makes text of a camera's fit for a message: short and printable.
-func quote(s string) string {
+// quote makes text of a camera's fit for a message and for the log: short,
+// printable, and without the password, which a camera may echo as it is, in other
+// letters, quoted, as in a URL, or as in an Authorization header (Basic, RFC 7617
+// §2).
+func quote(s string, creds fleet.Credentials) string {
 	const most = 120
+	if creds.Password != "" {
+		quoted := strconv.Quote(creds.Password)
+		for _, secret := range []string{
+			base64.StdEncoding.EncodeToString([]byte(creds.Username + ":" + creds.Password)),
+			quoted[1 : len(quoted)-1],
+			strings.TrimPrefix(url.UserPassword("", creds.Password).String(), ":"),
+			creds.Password,
+		} {
+			s = hide(s, secret)
+		}
+	}
 	s = strings.ToValidUTF8(s, "?")
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -167,6 +186,17 @@ func quote(s string) string {
 	}
 	return s
 }
+
+// hide replaces a secret wherever it is in s, in upper or lower case.
+func hide(s, secret string) string {
+	pattern, err := regexp.Compile("(?i)" + regexp.QuoteMeta(secret))
+	if err != nil { // not UTF-8
+		return strings.ReplaceAll(s, secret, hidden)
+	}
+	return pattern.ReplaceAllLiteralString(s, hidden)
+}
+
+const hidden = "[hidden]"
 
 // noMedia is the failure of a camera that sends no video.
 func noMedia(t fleet.Transport, waited time.Duration, wasLive bool) *failure {

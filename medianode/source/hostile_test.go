@@ -79,6 +79,15 @@ func TestUnusableAnswers(t *testing.T) {
 		"server error": {
 			func(q request) string { return q.answer("500 Out of \x1b[31mCheese", "") }, fleet.ReasonProtocolError, "500 Out of ?[31mCheese",
 		},
+		"long server error": {
+			func(q request) string { return q.answer("500 "+strings.Repeat("x", 118)+"Cheese", "") }, fleet.ReasonProtocolError, "500 xxx",
+		},
+		"password as a codec": {
+			describe("m=video 0 RTP/AVP 96\r\na=rtpmap:96 Cheese/90000\r\n"), fleet.ReasonCodecUnsupported, "the camera sends Cheese,",
+		},
+		"password as a host": {
+			func(q request) string { return q.answer("302 Found", "Location: rtsp://Cheese.invalid/\r\n\r\n") }, fleet.ReasonHostNotFound, "Cheese.invalid",
+		},
 		"redirects in a circle": {
 			func(q request) string { return q.answer("302 Found", "Location: "+q.url+"\r\n\r\n") }, fleet.ReasonProtocolError, "redirected more than 3 times",
 		},
@@ -101,10 +110,18 @@ func TestUnusableAnswers(t *testing.T) {
 			if !strings.Contains(status.Message, strings.ReplaceAll(c.want, "Cheese", "[hidden]")) {
 				t.Errorf("message %q does not say %q", status.Message, c.want)
 			}
-			if strings.Contains(status.Message, "secret") || strings.Contains(status.Message, "Cheese") {
-				t.Errorf("message %q says too much", status.Message)
-			}
 			r.waitFailed(t, n, c.reason) // it tries again
+			r.stop()
+			log := r.log.String()
+			if !strings.Contains(log, "camera failed") {
+				t.Errorf("the failure is not in the log: %s", log)
+			}
+			for what, text := range map[string]string{"message": status.Message, "tracks": fmt.Sprint(status.Profiles[0].Tracks), "log": log} {
+				text = strings.ToLower(text)
+				if strings.Contains(text, "secret") || strings.Contains(text, "chee") {
+					t.Errorf("the %s says too much: %s", what, text)
+				}
+			}
 		})
 	}
 }

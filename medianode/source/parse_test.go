@@ -84,7 +84,7 @@ func FuzzRepairSDP(f *testing.F) {
 		if err := desc.Unmarshal2(sdp); err != nil {
 			t.Fatal(err)
 		}
-		tracks, statuses, problem := chooseTracks(&desc)
+		tracks, statuses, problem := chooseTracks(&desc, fleet.Credentials{})
 		if (problem == nil) != (len(tracks) > 0) || len(statuses) < len(tracks) {
 			t.Errorf("%d tracks, %d statuses, problem %v", len(tracks), len(statuses), problem)
 		}
@@ -108,7 +108,7 @@ func TestChooseTracks(t *testing.T) {
 	if err := desc.Unmarshal2(parsed); err != nil {
 		t.Fatal(err)
 	}
-	tracks, statuses, problem := chooseTracks(&desc)
+	tracks, statuses, problem := chooseTracks(&desc, fleet.Credentials{})
 	if problem != nil {
 		t.Fatal(problem)
 	}
@@ -246,10 +246,28 @@ func TestBackoff(t *testing.T) {
 }
 
 func TestQuote(t *testing.T) {
-	if got := quote("a\x1b[31m\r\nb\xff"); got != "a?[31m??b?" {
+	none := fleet.Credentials{}
+	if got := quote("a\x1b[31m\r\nb\xff", none); got != "a?[31m??b?" {
 		t.Errorf("got %q", got)
 	}
-	if got := quote(strings.Repeat("é", 1000)); len([]rune(got)) != 121 {
+	if got := quote(strings.Repeat("é", 1000), none); len([]rune(got)) != 121 {
 		t.Errorf("%d characters", len([]rune(got)))
+	}
+	creds := fleet.Credentials{Username: "operator", Password: `Pa"ss/w.rd`}
+	for _, c := range []struct{ text, want string }{
+		{`wrong Pa"ss/w.rd for operator`, "wrong [hidden] for operator"},
+		{`PA"SS/W.RD and pa"ss/w.rd`, "[hidden] and [hidden]"},
+		{fmt.Sprintf("%q", `bad Pa"ss/w.rd`), `"bad [hidden]"`},
+		{"rtsp://operator:Pa%22ss%2Fw.rd@host", "rtsp://operator:[hidden]@host"},
+		{"Basic b3BlcmF0b3I6UGEic3Mvdy5yZA==", "Basic [hidden]"},
+		{`Pa"ss/wxrd`, `Pa"ss/wxrd`},
+		{strings.Repeat("x", 115) + `Pa"ss/w.rd`, strings.Repeat("x", 115) + "[hidd…"}, // hidden before it is cut
+	} {
+		if got := quote(c.text, creds); got != c.want {
+			t.Errorf("quote(%q) = %q, want %q", c.text, got, c.want)
+		}
+	}
+	if got := quote("bad \xffsecret", fleet.Credentials{Password: "\xffsecret"}); got != "bad [hidden]" {
+		t.Errorf("a password that is not UTF-8: %q", got)
 	}
 }

@@ -2,10 +2,12 @@ package source
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -51,6 +53,7 @@ func runSim(t *testing.T, cfg simcam.Config) (*simcam.Server, func()) {
 type rig struct {
 	source *Source
 	stream *stream.Stream
+	log    *logBuffer
 	stop   func()
 
 	mu       sync.Mutex // guards the rest
@@ -60,8 +63,9 @@ type rig struct {
 // pull runs a source until the test ends. What cfg leaves out is filled in.
 func pull(t *testing.T, cfg Config, options ...func(*Source)) *rig {
 	t.Helper()
-	r := &rig{stream: stream.New(stream.Config{})}
+	r := &rig{stream: stream.New(stream.Config{}), log: &logBuffer{}}
 	cfg.Camera, cfg.Profile.ID, cfg.Stream = "cam", "main", r.stream
+	cfg.Log = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if cfg.Retry == (Retry{}) {
 		cfg.Retry = fast
 	}
@@ -93,6 +97,24 @@ func pull(t *testing.T, cfg Config, options ...func(*Source)) *rig {
 	})
 	t.Cleanup(r.stop)
 	return r
+}
+
+// logBuffer keeps what a source logs.
+type logBuffer struct {
+	mu  sync.Mutex // guards the rest
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 // waitStatus waits for a status after the first n, and returns it and how many

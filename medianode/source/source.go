@@ -169,7 +169,7 @@ func (s *Source) Run(ctx context.Context) error {
 		s.log.Info("camera failed", "reason", string(f.reason), "message", f.message, "retry_in", delay)
 		s.profile.Transport = fleet.TransportAuto // none
 		s.setStatus(fleet.CameraStatus{
-			State: fleet.CameraFailed, Reason: f.reason, Message: s.clean(f.message), RetryTime: time.Now().Add(delay),
+			State: fleet.CameraFailed, Reason: f.reason, Message: f.message, RetryTime: time.Now().Add(delay),
 		})
 		if !sleep(ctx, delay) {
 			return nil
@@ -269,14 +269,6 @@ func (s *Source) setStatus(status fleet.CameraStatus) {
 	s.status = status
 	s.cfg.Stream.SetStatus(status)
 	s.cfg.OnStatus(status)
-}
-
-// clean keeps the password out of a message, in case a camera echoes it.
-func (s *Source) clean(message string) string {
-	if s.cfg.Credentials.Password != "" {
-		message = strings.ReplaceAll(message, s.cfg.Credentials.Password, "[hidden]")
-	}
-	return message
 }
 
 // sleep waits for d and tells whether ctx is still on.

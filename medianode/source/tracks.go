@@ -24,7 +24,7 @@ type track struct {
 // stream can carry. The statuses are of all audio and video tracks, the one that
 // the video comes from first. Tracks to the camera (back channels) and of
 // metadata are left out.
-func chooseTracks(desc *description.Session) ([]track, []fleet.TrackStatus, *failure) {
+func chooseTracks(desc *description.Session, creds fleet.Credentials) ([]track, []fleet.TrackStatus, *failure) {
 	const most = 16 // tracks that are worth a status
 	var video, audio *track
 	var statuses []fleet.TrackStatus
@@ -35,7 +35,7 @@ func chooseTracks(desc *description.Session) ([]track, []fleet.TrackStatus, *fai
 		}
 		switch media.Type {
 		case description.MediaTypeVideo:
-			t, status := choose(media, stream.Video)
+			t, status := choose(media, stream.Video, creds)
 			switch {
 			case t == nil:
 				codecs = append(codecs, status.Codec)
@@ -49,7 +49,7 @@ func chooseTracks(desc *description.Session) ([]track, []fleet.TrackStatus, *fai
 			}
 			statuses = append(statuses, status)
 		case description.MediaTypeAudio:
-			t, status := choose(media, stream.Audio)
+			t, status := choose(media, stream.Audio, creds)
 			switch {
 			case t == nil:
 				status.UnsupportedReason = status.Codec + " cannot be passed on: set the camera's audio codec to G.711 (PCMA, PCMU) or Opus"
@@ -83,7 +83,7 @@ func noVideo() *failure {
 // choose returns the first format of a media that a stream can carry, or nil and
 // the status of the first that it can't. The media keeps that format only, so
 // that a camera which names a hundred costs no more than one.
-func choose(media *description.Media, kind stream.Kind) (*track, fleet.TrackStatus) {
+func choose(media *description.Media, kind stream.Kind, creds fleet.Credentials) (*track, fleet.TrackStatus) {
 	for _, f := range media.Formats {
 		t, ok := streamTrack(f, kind)
 		if !ok {
@@ -98,7 +98,7 @@ func choose(media *description.Media, kind stream.Kind) (*track, fleet.TrackStat
 	}
 	status := fleet.TrackStatus{Codec: "unknown"}
 	if len(media.Formats) > 0 {
-		status.Codec = codecName(media.Formats[0])
+		status.Codec = quote(codecName(media.Formats[0]), creds)
 	}
 	return nil, status
 }
@@ -136,7 +136,7 @@ func codecName(f format.Format) string {
 	if name == "" {
 		return fmt.Sprintf("payload type %d", f.PayloadType())
 	}
-	return quote(strings.ToUpper(name))
+	return strings.ToUpper(name)
 }
 
 // fmtp returns a format's parameters as an SDP has them.
