@@ -222,7 +222,6 @@ func (c *connection) open() error {
 			}
 		}
 	}
-	s.backoff.admitted()
 	tracks, statuses, problem := chooseTracks(desc, s.cfg.Credentials)
 	s.profile.Tracks = statuses
 	if problem != nil {
@@ -247,6 +246,7 @@ func (c *connection) open() error {
 		return err
 	}
 	s.counters.plays.Add(1)
+	s.backoff.admitted() // only now: some cameras ask for the password at SETUP or PLAY
 	c.writer.OnKeyframeRequest(func() { c.guard(func() { c.requestKeyframe(tracks[0].media) }) })
 	return nil
 }

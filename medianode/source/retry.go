@@ -57,7 +57,7 @@ func (b *backoff) live(d time.Duration) {
 	}
 }
 
-// admitted says that the camera accepted the credentials.
+// admitted says that the camera accepted the credentials, for good: it plays.
 func (b *backoff) admitted() { b.refusals = 0 }
 
 // after returns how long to wait after a failure.

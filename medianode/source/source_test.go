@@ -159,6 +159,34 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("%d connections, want %d: the fallback URL is on the host that refused", c.Connects, authTries)
 		}
 	})
+	for _, method := range []string{"SETUP", "PLAY"} {
+		t.Run("wrong, asked for at "+method, func(t *testing.T) {
+			cam := runScripted(t, func(q request) string {
+				switch {
+				case q.method == method:
+					return q.answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"x\"\r\n\r\n")
+				case q.method == "DESCRIBE":
+					return q.sdp(sdpHead + "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:t\r\n")
+				case q.method == "SETUP":
+					return q.answer("200 OK", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n\r\n")
+				default:
+					return q.answer("200 OK", "")
+				}
+			})
+			r := pull(t, Config{
+				Profile:     fleet.Profile{URL: "rtsp://" + cam.addr + "/", Transport: fleet.TransportTCP},
+				Credentials: fleet.Credentials{Username: user, Password: "wrong-password"},
+			})
+			n := 0
+			var status fleet.CameraStatus
+			for range authTries {
+				status, n = r.waitFailed(t, n, fleet.ReasonAuthenticationFailed)
+			}
+			if wait := time.Until(status.RetryTime); wait < 40*time.Minute {
+				t.Errorf("after %d refusals the next try is in %v", authTries, wait)
+			}
+		})
+	}
 	t.Run("none", func(t *testing.T) {
 		sim, _ := runSim(t, simcam.Config{Username: user, Password: password})
 		r := pull(t, Config{Profile: fleet.Profile{URL: sim.URL("cam")}})
