@@ -162,12 +162,12 @@ func TestCredentials(t *testing.T) {
 	for _, method := range []string{"SETUP", "PLAY"} {
 		t.Run("wrong, asked for at "+method, func(t *testing.T) {
 			cam := runScripted(t, func(q request) string {
-				switch {
-				case q.method == method:
+				switch q.method {
+				case method:
 					return q.answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"x\"\r\n\r\n")
-				case q.method == "DESCRIBE":
+				case "DESCRIBE":
 					return q.sdp(sdpHead + "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:t\r\n")
-				case q.method == "SETUP":
+				case "SETUP":
 					return q.answer("200 OK", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n\r\n")
 				default:
 					return q.answer("200 OK", "")
