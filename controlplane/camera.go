@@ -279,6 +279,11 @@ func (s *cameraService) update(ctx context.Context, id fleet.CameraID, asked *co
 	if err := normalizeCamera(next.Desired, len(next.Sealed) > 0, s.server.cfg.CameraNetworks); err != nil {
 		return nil, err
 	}
+	if !password && len(old.Sealed) > 0 {
+		if err := checkPasswordStays(old.Desired, next.Desired); err != nil {
+			return nil, err
+		}
+	}
 	rev := old.Revision
 	if password || !proto.Equal(next.Desired, old.Desired) {
 		next.Desired.UpdateTime = timestamppb.Now()

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"fanlight/internal/fleet"
@@ -94,7 +95,7 @@ func TestUpdate(t *testing.T) {
 	// No mask: everything but the password.
 	full := camera("lobby")
 	full.Username = "root"
-	full.Profiles[0].Url = "rtsp://192.0.2.9/"
+	full.Profiles[0].Url = "rtsp://192.0.2.1:554/other"
 	got, err = update(full)
 	if err != nil || got.GetDisplayName() != "" || len(got.GetLabels()) != 0 || !got.GetPasswordSet() || got.GetUsername() != "root" {
 		t.Errorf("got %v, %v", got, err)
@@ -108,6 +109,55 @@ func TestUpdate(t *testing.T) {
 	}
 	if _, err := r.cameras.UpdateCamera(r.ctx(), &controlv1.UpdateCameraRequest{}); !errors.Is(err, fleet.InvalidArgument) {
 		t.Errorf("update of nothing: %v", err)
+	}
+}
+
+// A stored password can't be read by having it sent elsewhere.
+func TestPasswordStays(t *testing.T) {
+	r := start(t, options{})
+	c := camera("lobby")
+	c.Profiles[0].FallbackUrls = []string{"rtsp://192.0.2.2:8554/x"}
+	c.Username, c.Password = "admin", "hunter2"
+	c = r.create(c)
+	update := func(change func(*controlv1.Camera), mask ...string) (*controlv1.Camera, error) {
+		to := proto.CloneOf(c)
+		to.Etag = ""
+		change(to)
+		resp, err := r.cameras.UpdateCamera(r.ctx(), &controlv1.UpdateCameraRequest{Camera: to, UpdateMask: &fieldmaskpb.FieldMask{Paths: mask}})
+		return resp.GetCamera(), err
+	}
+	for name, change := range map[string]func(*controlv1.Camera){
+		"host":     func(c *controlv1.Camera) { c.Profiles[0].Url = "rtsp://192.0.2.66/lobby" },
+		"port":     func(c *controlv1.Camera) { c.Profiles[0].Url = "rtsp://192.0.2.1:555/lobby" },
+		"scheme":   func(c *controlv1.Camera) { c.Profiles[0].Url = "rtsps://192.0.2.1:554/lobby" },
+		"fallback": func(c *controlv1.Camera) { c.Profiles[0].FallbackUrls = []string{"rtsp://attacker/"} },
+		"profile": func(c *controlv1.Camera) {
+			c.Profiles = append(c.Profiles, &controlv1.Profile{Id: "sub", Url: "rtsp://attacker/"})
+		},
+	} {
+		for _, mask := range [][]string{nil, {"profiles"}, {"profiles", "username"}} {
+			_, err := update(change, mask...)
+			if !errors.Is(err, fleet.InvalidArgument) || !strings.Contains(err.Error(), "--password-file") {
+				t.Errorf("%s by %v: %v", name, mask, err)
+			}
+		}
+	}
+	if got := r.get("lobby"); got.GetEtag() != c.GetEtag() {
+		t.Errorf("a refused update changed the camera: %v", got)
+	}
+	if _, err := update(func(c *controlv1.Camera) {
+		c.Profiles[0].Url, c.Profiles[0].FallbackUrls = "RTSP://192.0.2.2:8554/y", []string{"rtsp://192.0.2.1:554/z"}
+	}, "profiles"); err != nil {
+		t.Errorf("addresses that had the password before: %v", err)
+	}
+	if got, err := update(func(c *controlv1.Camera) { c.Profiles[0].Url, c.Password = "rtsp://192.0.2.3/", "hunter3" }, "profiles", "password"); err != nil || !got.GetPasswordSet() {
+		t.Errorf("with the password: %v, %v", got, err)
+	}
+	if got, err := update(func(c *controlv1.Camera) { c.Profiles[0].Url, c.Password = "rtsp://192.0.2.4/", "" }, "profiles", "password"); err != nil || got.GetPasswordSet() {
+		t.Errorf("without a password: %v, %v", got, err)
+	}
+	if _, err := update(func(c *controlv1.Camera) { c.Profiles[0].Url = "rtsp://192.0.2.5/" }, "profiles"); err != nil {
+		t.Errorf("nothing to protect: %v", err)
 	}
 }
 

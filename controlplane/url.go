@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"strconv"
@@ -51,6 +52,12 @@ func checkURL(field, s string, networks []netip.Prefix) error {
 	}
 	if strings.Contains(authority, "@") {
 		return badURL(field, "has a user name or password; remove them and give them as username and password (--username, --password)")
+	}
+	// A password with one of "/?#" in it ends the authority early: what is read
+	// as host and port are then the user name and the password's beginning.
+	if strings.Contains(rest[len(authority):], "@") {
+		return badURL(field, "has an \"@\" after its host; give a user name and password as username and password "+
+			"(--username, --password), or write %%40 for an \"@\" of the path")
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.User != nil || u.Opaque != "" {
@@ -130,4 +137,27 @@ func isScheme(s string) bool {
 // isSecure tells whether a URL that has been checked is for RTSP over TLS.
 func isSecure(s string) bool {
 	return len(s) > 6 && strings.EqualFold(s[:6], "rtsps:")
+}
+
+// endpoint returns where a URL that has been checked leads to, in one form for
+// all ways to write it: scheme, host and port.
+func endpoint(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return s
+	}
+	port := u.Port()
+	switch {
+	case port != "":
+		port = strings.TrimLeft(port, "0")
+	case isSecure(s):
+		port = "322" // RFC 7826 §20.8.1
+	default:
+		port = "554"
+	}
+	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
+	if addr, err := netip.ParseAddr(host); err == nil {
+		host = addr.Unmap().String()
+	}
+	return strings.ToLower(u.Scheme) + "://" + net.JoinHostPort(host, port)
 }

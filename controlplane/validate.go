@@ -78,6 +78,38 @@ func normalizeCamera(c *controlv1.Camera, hasPassword bool, networks []netip.Pre
 	return nil
 }
 
+// checkPasswordStays refuses an update that would send a stored password to
+// where it has not been sent before: who may operate could read it there,
+// although the API never returns it.
+func checkPasswordStays(old, next *controlv1.Camera) error {
+	known := make(map[string]bool)
+	for _, u := range urlsOf(old) {
+		known[endpoint(u.url)] = true
+	}
+	for _, u := range urlsOf(next) {
+		if !known[endpoint(u.url)] {
+			return invalid(u.field, "leads to another scheme, host or port than before, which would get the stored password; "+
+				"give the password again in the same update (--password-file), or remove it (--password \"\")")
+		}
+	}
+	return nil
+}
+
+// fieldURL is a URL of a camera and the field that has it.
+type fieldURL struct{ field, url string }
+
+func urlsOf(c *controlv1.Camera) []fieldURL {
+	var urls []fieldURL
+	for i, p := range c.GetProfiles() {
+		field := fmt.Sprintf("profiles[%d]", i)
+		urls = append(urls, fieldURL{field + ".url", p.GetUrl()})
+		for j, u := range p.GetFallbackUrls() {
+			urls = append(urls, fieldURL{fmt.Sprintf("%s.fallback_urls[%d]", field, j), u})
+		}
+	}
+	return urls
+}
+
 // checkDuration checks an optional duration that must be more than nothing.
 func checkDuration(field string, d *durationpb.Duration) error {
 	switch {

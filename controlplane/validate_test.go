@@ -114,7 +114,7 @@ var urls = []struct {
 	{"rtsp://192.0.2.1", ""},
 	{"rtsp://192.0.2.1:8554/a/b?channel=1&subtype=0", ""},
 	{"rtsps://camera_1.example.org./x", ""},
-	{"RTSP://Camera/x@y", ""},
+	{"RTSP://Camera/x%40y?z=%40", ""},
 	{"rtsp://[2001:db8::1]:554/", ""},
 	{"rtsp://localhost:1/", ""},
 	{"rtsp://h:65535/", ""},
@@ -142,6 +142,10 @@ var urls = []struct {
 	{"rtsp://admin:hun@hunter2@192.0.2.1/", "--username"},
 	{"rtsp://admin:hunter2/x@192.0.2.1/", "--username"},
 	{"rtsp://admin:hunter2%zz@192.0.2.1/", "--username"},
+	{"rtsp://admin:12345/hunter2@192.0.2.1/", "%40"},
+	{"rtsp://admin:1234?hunter2@192.0.2.1/", "%40"},
+	{"rtsp://admin:1234#hunter2@192.0.2.1/", "--username"},
+	{"rtsp://h/x@y", "%40"},
 	{"rtsp://h/%zz-hunter2", "can't be read"},
 	{"rtsp://h:/x", "port"},
 	{"rtsp://h:0/", "port"},
@@ -193,6 +197,17 @@ func FuzzURL(f *testing.F) {
 			t.Errorf("%q is quoted in %v", s, err)
 		}
 	})
+}
+
+func TestEndpoint(t *testing.T) {
+	for in, want := range map[string]string{
+		"rtsp://h/a": "rtsp://h:554", "RTSP://H.:0554/b?c": "rtsp://h:554", "rtsps://h/": "rtsps://h:322", "rtsp://h:322": "rtsp://h:322",
+		"rtsp://[2001:DB8:0::1]/": "rtsp://[2001:db8::1]:554", "rtsp://[::ffff:192.0.2.1]/": "rtsp://192.0.2.1:554",
+	} {
+		if got := endpoint(in); got != want {
+			t.Errorf("%s leads to %s, want %s", in, got, want)
+		}
+	}
 }
 
 func TestNetworks(t *testing.T) {
