@@ -82,6 +82,7 @@ type fakeControl struct {
 	changed chan struct{}
 	added   map[string]int // how often each camera was named
 	browses int
+	refuse  error // of BrowseCameras
 }
 
 func newFakeControl(t *testing.T) *fakeControl {
@@ -178,7 +179,11 @@ func (c *fakeControl) BrowseCameras(_ context.Context, req *controlv1.BrowseCame
 	if len(req.GetPatterns()) > 0 {
 		c.browses++
 	}
-	if req.GetPageToken() == "wrong" {
+	if c.refuse != nil {
+		return nil, c.refuse
+	}
+	// The control plane gives tokens of its own alone.
+	if req.GetPageToken() != "" {
 		return nil, fleet.InvalidPageToken
 	}
 	resp := &controlv1.BrowseCamerasResponse{}
@@ -203,6 +208,7 @@ type fakeNode struct {
 
 	mu    sync.Mutex // guards the rest
 	stats int        // calls of GetStats
+	rate  float64    // packets per second; 0: 236
 }
 
 func newFakeNode(t *testing.T, name string) *fakeNode {
@@ -253,8 +259,12 @@ func (n *fakeNode) GetStats(context.Context, *mediav1.GetStatsRequest) (*mediav1
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.stats++
+	rate := 236.0
+	if n.rate != 0 {
+		rate = n.rate
+	}
 	return &mediav1.GetStatsResponse{Cameras: []*mediav1.CameraStats{{
-		Camera: "cameras/lobby", BitrateBps: 2_000_000, PacketsPerSecond: 236, FramesPerSecond: 25, Viewers: 3, Packets: 10, Bytes: 20, PacketsLost: 1,
+		Camera: "cameras/lobby", BitrateBps: 2_000_000, PacketsPerSecond: rate, FramesPerSecond: 25, Viewers: 3, Packets: 10, Bytes: 20, PacketsLost: 1,
 		Width: 640, Height: 360, State: &mediav1.SessionState{State: mediav1.SessionState_STATE_LIVE},
 	}}}, nil
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -13,8 +15,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"fanlight/internal/fleet"
+	mediav1 "fanlight/proto/fanlight/media/v1"
+	"fanlight/signaling/viewer"
 )
 
 // unreachable is a control plane that is not there.
@@ -99,6 +104,86 @@ func TestCamerasAndStats(t *testing.T) {
 	h.wantProblem(resp, body, http.StatusServiceUnavailable, "unavailable")
 	if strings.Contains(body, "127.0.0.1") {
 		t.Errorf("the answer tells of addresses: %s", body)
+	}
+}
+
+// TestStatsOfOthers asks with page tokens that read like another viewer's list.
+func TestStatsOfOthers(t *testing.T) {
+	h := newHarness(t, withAuth(t))
+	n := h.node("n1")
+	h.control.assign("vault", n, 1)
+	h.control.assign("lobby", n, 1)
+	all := "Bearer " + mint(t, viewer.Grant{Cameras: []string{"vault"}})
+	one := "Bearer " + mint(t, viewer.Grant{Cameras: []string{"lobby"}})
+	if resp, body := h.do("GET", "/stats", "", "", "Authorization", all); resp.StatusCode != http.StatusOK || !strings.Contains(body, `"vault"`) {
+		t.Fatalf("stats: %d %s", resp.StatusCode, body)
+	}
+	for _, fresh := range []bool{true, false} {
+		if !fresh {
+			time.Sleep(figuresFresh)
+		}
+		for _, token := range []string{"\nvault", "\nvault\n", "vault", "\x05vault"} {
+			for _, auth := range []string{one, all} {
+				resp, body := h.do("GET", "/stats?page_token="+url.QueryEscape(token), "", "", "Authorization", auth)
+				h.wantProblem(resp, body, http.StatusBadRequest, "invalid_page_token")
+			}
+		}
+	}
+	h.gateway.stats.mu.Lock()
+	if kept := len(h.gateway.stats.lists); kept != 1 {
+		t.Errorf("%d lists are kept, want that of the page that there is", kept)
+	}
+	h.gateway.stats.mu.Unlock()
+	// The first viewer's list of before is no answer to a request that is refused.
+	h.control.mu.Lock()
+	h.control.refuse = fleet.InvalidPageToken
+	h.control.mu.Unlock()
+	resp, body := h.do("GET", "/stats", "", "", "Authorization", all)
+	h.wantProblem(resp, body, http.StatusBadRequest, "invalid_page_token")
+}
+
+func TestListKeys(t *testing.T) {
+	seen := make(map[listKey]string)
+	for _, test := range []struct {
+		cameras []string
+		p       page
+	}{
+		{[]string{"a", "b"}, page{size: 1}},
+		{[]string{"a\nb"}, page{size: 1}},
+		{[]string{"ab"}, page{size: 1}},
+		{[]string{"a", "b"}, page{size: 2}},
+		{[]string{"b"}, page{size: 1, token: "a"}},
+		{[]string{"a"}, page{size: 1, token: "\nb"}},
+		{[]string{"a\x01b"}, page{size: 1}},
+		{nil, page{size: 1}},
+		{[]string{""}, page{size: 1}},
+	} {
+		name := fmt.Sprintf("%q %+v", test.cameras, test.p)
+		key := newListKey(viewer.Viewer{Cameras: test.cameras}, test.p)
+		if other, ok := seen[key]; ok {
+			t.Errorf("%s has the key of %s", name, other)
+		}
+		seen[key] = name
+	}
+}
+
+// TestImpossibleFigures has a node that divides by zero.
+func TestImpossibleFigures(t *testing.T) {
+	for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), -1} {
+		h := newHarness(t, nil)
+		n := h.node("n1")
+		n.rate = bad
+		h.control.assign("lobby", n, 1)
+		resp, body := h.do("GET", "/stats", "", "")
+		if resp.StatusCode != http.StatusOK || !strings.Contains(body, `"packets_per_second":0,`) || !strings.Contains(body, `"bitrate_bps":2000000,`) {
+			t.Errorf("%v: %d %s", bad, resp.StatusCode, body)
+		}
+	}
+	s := &mediav1.CameraStats{
+		BitrateBps: -1, FramesPerSecond: math.NaN(), Width: -1, Height: -1, Viewers: -1, Packets: -1, Bytes: -1, PacketsLost: -1,
+	}
+	if bound(s); !proto.Equal(s, &mediav1.CameraStats{}) {
+		t.Errorf("bound: %v", s)
 	}
 }
 

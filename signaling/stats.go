@@ -2,7 +2,10 @@ package signaling
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -53,6 +56,23 @@ type figuresPage struct {
 	NextPageToken string          `json:"next_page_token"`
 }
 
+// listKey tells lists apart. Two viewers share a list only if their tokens
+// name the same cameras in the same order, whatever else they send.
+type listKey struct {
+	size     int32
+	token    string // as it came
+	patterns [sha256.Size]byte
+}
+
+func newListKey(v viewer.Viewer, p page) listKey {
+	var buf []byte
+	for _, pattern := range v.Cameras {
+		buf = binary.AppendUvarint(buf, uint64(len(pattern)))
+		buf = append(buf, pattern...)
+	}
+	return listKey{size: p.size, token: p.token, patterns: sha256.Sum256(buf)}
+}
+
 // figures collects live figures from the nodes, for all who ask.
 type figures struct {
 	// Static.
@@ -60,14 +80,14 @@ type figures struct {
 	nodes   *nodes
 
 	mu     sync.Mutex // guards the maps
-	lists  map[string]*shared[*controlv1.BrowseCamerasResponse]
+	lists  map[listKey]*shared[*controlv1.BrowseCamerasResponse]
 	byNode map[string]*shared[map[string]*mediav1.CameraStats] // by the node's address; by camera name
 }
 
 func newFigures(control controlv1.RouteServiceClient, n *nodes) *figures {
 	return &figures{
 		control: control, nodes: n,
-		lists:  make(map[string]*shared[*controlv1.BrowseCamerasResponse]),
+		lists:  make(map[listKey]*shared[*controlv1.BrowseCamerasResponse]),
 		byNode: make(map[string]*shared[map[string]*mediav1.CameraStats]),
 	}
 }
@@ -102,10 +122,15 @@ func (g *Gateway) serveStats(w http.ResponseWriter, r *http.Request) {
 
 // page returns the figures of what a viewer may watch.
 func (f *figures) page(ctx context.Context, v viewer.Viewer, p page) (figuresPage, error) {
-	list, err := f.list(v, p).get(ctx, true, func(ctx context.Context) (*controlv1.BrowseCamerasResponse, error) {
+	key := newListKey(v, p)
+	kept := f.list(key)
+	list, err := kept.get(ctx, true, func(ctx context.Context) (*controlv1.BrowseCamerasResponse, error) {
 		return browse(ctx, f.control, v, p)
 	})
 	if err != nil {
+		if reasonOf(err) != fleet.Unavailable {
+			f.drop(key, kept) // the caller's mistake is not worth a place
+		}
 		return figuresPage{}, err
 	}
 	found := f.collect(ctx, list.GetCameras())
@@ -195,15 +220,30 @@ func (f *figures) ask(ctx context.Context, addr string) (map[string]*mediav1.Cam
 	}
 	stats := make(map[string]*mediav1.CameraStats, len(resp.GetCameras()))
 	for _, s := range resp.GetCameras() {
+		bound(s)
 		stats[s.GetCamera()] = s
 	}
 	return stats, nil
 }
 
+// bound makes 0 of figures that cannot be: JSON has no word for infinities and
+// NaN, and nothing that is counted is negative.
+func bound(s *mediav1.CameraStats) {
+	s.BitrateBps, s.PacketsPerSecond, s.FramesPerSecond = max(s.GetBitrateBps(), 0), perSecond(s.GetPacketsPerSecond()), perSecond(s.GetFramesPerSecond())
+	s.Width, s.Height, s.Viewers = max(s.GetWidth(), 0), max(s.GetHeight(), 0), max(s.GetViewers(), 0)
+	s.Packets, s.Bytes, s.PacketsLost = max(s.GetPackets(), 0), max(s.GetBytes(), 0), max(s.GetPacketsLost(), 0)
+}
+
+func perSecond(n float64) float64 {
+	if n >= 0 && !math.IsInf(n, 1) { // false for NaN
+		return n
+	}
+	return 0
+}
+
 // list returns the shared list of one kind of viewer: those who may watch the
 // same.
-func (f *figures) list(v viewer.Viewer, p page) *shared[*controlv1.BrowseCamerasResponse] {
-	key := strconv.Itoa(int(p.size)) + "\n" + p.token + "\n" + strings.Join(v.Cameras, "\n")
+func (f *figures) list(key listKey) *shared[*controlv1.BrowseCamerasResponse] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := f.lists[key]
@@ -219,14 +259,24 @@ func (f *figures) list(v viewer.Viewer, p page) *shared[*controlv1.BrowseCameras
 
 // dropOldestList makes room for another. mu is held.
 func (f *figures) dropOldestList() {
-	var oldest string
+	var oldest listKey
 	var at time.Time
+	first := true
 	for key, s := range f.lists {
-		if used := s.lastUse(); oldest == "" || used.Before(at) {
-			oldest, at = key, used
+		if used := s.lastUse(); first || used.Before(at) {
+			oldest, at, first = key, used, false
 		}
 	}
 	delete(f.lists, oldest)
+}
+
+// drop forgets a list, unless another has taken its place.
+func (f *figures) drop(key listKey, s *shared[*controlv1.BrowseCamerasResponse]) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.lists[key] == s {
+		delete(f.lists, key)
+	}
 }
 
 func (f *figures) node(addr string) *shared[map[string]*mediav1.CameraStats] {
@@ -269,7 +319,7 @@ type shared[T any] struct {
 }
 
 // get returns the value. Where stale is true, a value that cannot be fetched
-// anew is still good.
+// anew at the moment is still good; one that is refused is not.
 func (s *shared[T]) get(ctx context.Context, stale bool, fetch func(context.Context) (T, error)) (T, error) {
 	s.mu.Lock()
 	s.used = time.Now()
@@ -289,7 +339,7 @@ func (s *shared[T]) get(ctx context.Context, stale bool, fetch func(context.Cont
 		s.mu.Lock()
 	}
 	defer s.mu.Unlock()
-	if s.err != nil && (!stale || !s.known) {
+	if s.err != nil && (!stale || !s.known || reasonOf(s.err) != fleet.Unavailable) {
 		var none T
 		return none, s.err
 	}
