@@ -20,9 +20,10 @@ import (
 )
 
 const (
-	// closeWait is how long a browser has to answer a close frame. What it
-	// sent before is read and dropped meanwhile: closing a socket with unread
-	// data would reset it and lose the frame.
+	// closeWait is how long a connection that was shut still lives: for what is
+	// queued, the close frame, and the browser's answer. What the browser sends
+	// is read and dropped meanwhile: closing a socket with unread data would
+	// reset it and lose the frame.
 	closeWait = time.Second
 	// bytesPerToken makes large messages count for more than one.
 	bytesPerToken = 4 << 10
@@ -57,8 +58,9 @@ type conn struct {
 
 	mu       sync.Mutex // guards the rest
 	live     map[string]*live
-	ended    []string // ids, oldest first
-	closeMsg []byte   // what shut was given
+	ended    []string  // ids, oldest first
+	closeMsg []byte    // what shut was given; nil: it was not called
+	until    time.Time // when a connection that was shut is closed
 }
 
 // live is a session of a connection that has not ended.
@@ -131,6 +133,14 @@ func (c *conn) serve(ctx context.Context, refusal error) {
 	defer cancel()
 	var writer sync.WaitGroup
 	writer.Go(c.write)
+	// Not the writer's task: it may be stuck in a write.
+	writer.Go(func() {
+		select {
+		case <-c.gateway.stopping:
+			c.shut(websocket.CloseGoingAway, fmt.Errorf("connect again: %w", fleet.GatewayStopping))
+		case <-c.closing:
+		}
+	})
 	if refusal != nil {
 		c.send(errorMessage("", refusal))
 		c.shut(websocket.ClosePolicyViolation, refusal)
@@ -139,6 +149,8 @@ func (c *conn) serve(ctx context.Context, refusal error) {
 	}
 	c.read(ctx)
 	c.shut(websocket.CloseNormalClosure, nil)
+	// Also of a write that began at the moment of shut, with a later deadline.
+	_ = c.ws.NetConn().SetWriteDeadline(c.end())
 	cancel()
 	c.sessions.Wait()
 	writer.Wait()
@@ -156,11 +168,10 @@ func (c *conn) send(m outbound) {
 	}
 	c.log.Info("websocket closed", "reason", "slow_reader")
 	c.shut(websocket.ClosePolicyViolation, fmt.Errorf("read messages as they come: %w", fleet.SlowReader))
-	// The write under way may be stuck.
-	_ = c.ws.NetConn().SetWriteDeadline(time.Now().Add(closeWait))
 }
 
-// shut makes the writer say what is queued, then why, and close; the first
+// shut makes the writer say what is queued, then why, and close, and ends all
+// reading and writing closeWait from now, whatever the browser does; the first
 // call counts.
 func (c *conn) shut(code int, why error) {
 	c.mu.Lock()
@@ -174,8 +185,17 @@ func (c *conn) shut(code int, why error) {
 		text = clip(wireReason(why)+": "+sentence(why), 120)
 	}
 	c.closeMsg = websocket.FormatCloseMessage(code, text)
+	c.until = time.Now().Add(closeWait)
+	_ = c.ws.NetConn().SetDeadline(c.until)
 	c.out.close()
 	close(c.closing)
+}
+
+// end is when a connection that was shut is closed; zero: it was not.
+func (c *conn) end() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.until
 }
 
 // write sends what is queued, pings, and closes.
@@ -184,7 +204,6 @@ func (c *conn) write() {
 	defer ping.Stop()
 	fresh := time.NewTicker(max(c.gateway.ice.lifetime()*3/4, time.Second))
 	defer fresh.Stop()
-	stopping := c.gateway.stopping
 	for {
 		var err error
 		select {
@@ -197,16 +216,12 @@ func (c *conn) write() {
 			err = c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(c.gateway.limits.WriteTimeout))
 		case <-fresh.C:
 			c.welcome()
-		case <-stopping:
-			stopping = nil
-			c.shut(websocket.CloseGoingAway, fmt.Errorf("connect again: %w", fleet.GatewayStopping))
 		case <-c.closing:
 			_ = c.flush()
 			c.mu.Lock()
-			msg := c.closeMsg
+			msg, until := c.closeMsg, c.until
 			c.mu.Unlock()
-			_ = c.ws.WriteControl(websocket.CloseMessage, msg, time.Now().Add(closeWait))
-			_ = c.ws.NetConn().SetReadDeadline(time.Now().Add(closeWait))
+			_ = c.ws.WriteControl(websocket.CloseMessage, msg, until)
 			return
 		}
 		if err != nil {
@@ -220,11 +235,11 @@ func (c *conn) write() {
 // flush writes what is queued.
 func (c *conn) flush() error {
 	for _, msg := range c.out.take() {
-		timeout := c.gateway.limits.WriteTimeout
-		if c.isShut() {
-			timeout = min(timeout, closeWait)
+		deadline := time.Now().Add(c.gateway.limits.WriteTimeout)
+		if end := c.end(); !end.IsZero() {
+			deadline = end
 		}
-		if err := c.ws.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
+		if err := c.ws.SetWriteDeadline(deadline); err != nil {
 			return err
 		}
 		if err := c.ws.WriteMessage(websocket.TextMessage, msg); err != nil {
@@ -262,13 +277,14 @@ func (c *conn) read(ctx context.Context) {
 	}
 }
 
-// alive puts the time off at which a silent connection is given up.
+// alive puts the time off at which a silent connection is given up. That of
+// one that was shut is not put off.
 func (c *conn) alive() {
-	wait := c.gateway.limits.PingEvery*2 + c.gateway.limits.WriteTimeout
-	if c.isShut() {
-		wait = closeWait
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closeMsg == nil {
+		_ = c.ws.SetReadDeadline(time.Now().Add(c.gateway.limits.PingEvery*2 + c.gateway.limits.WriteTimeout))
 	}
-	_ = c.ws.SetReadDeadline(time.Now().Add(wait))
 }
 
 func (c *conn) isShut() bool {

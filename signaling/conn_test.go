@@ -13,6 +13,7 @@ import (
 	"fanlight/internal/fleet"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
+	"fanlight/signaling/viewer"
 )
 
 func TestSession(t *testing.T) {
@@ -319,6 +320,49 @@ func TestStopClosesWebsockets(t *testing.T) {
 	s.left()
 	resp, body := h.do("GET", "/v1/cameras", "", "")
 	h.wantProblem(resp, body, http.StatusServiceUnavailable, "gateway_stopping")
+}
+
+// TestRefusedBrowserThatGoesOnSending has no token and does not stop talking,
+// nor does it answer the close frame.
+func TestRefusedBrowserThatGoesOnSending(t *testing.T) {
+	h := newHarness(t, withAuth(t))
+	chatter := func(b *browser) (ended chan struct{}) {
+		ended = make(chan struct{})
+		go func() {
+			defer close(ended)
+			for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+				if b.ws.WriteControl(websocket.PongMessage, nil, time.Now().Add(patience)) != nil ||
+					b.ws.WriteMessage(websocket.TextMessage, []byte(`{"type":"leave","session":"a"}`)) != nil {
+					return
+				}
+			}
+		}()
+		return ended
+	}
+	began := time.Now()
+	select {
+	case <-chatter(h.connect("")):
+	case <-time.After(patience):
+	}
+	if took := time.Since(began); took > closeWait*3 {
+		t.Errorf("the connection lived for %v, want about %v", took, closeWait)
+	}
+	eventually(t, "a free place", func() bool {
+		h.gateway.connections.mu.Lock()
+		defer h.gateway.connections.mu.Unlock()
+		return h.gateway.connections.counts["127.0.0.1"] == 0
+	})
+
+	// The same while the gateway stops.
+	ended := chatter(h.connect(""))
+	good := chatter(h.connect(mint(t, viewer.Grant{Cameras: []string{"*"}})))
+	began = time.Now()
+	h.stop()
+	if took := time.Since(began); took > closeWait*3 {
+		t.Errorf("the gateway took %v to stop, want about %v", took, closeWait)
+	}
+	<-ended
+	<-good
 }
 
 func TestSilentBrowserIsClosed(t *testing.T) {
