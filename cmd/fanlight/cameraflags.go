@@ -53,7 +53,7 @@ type cameraFlags struct {
 
 func (c *cameraFlags) register(flags *pflag.FlagSet) {
 	c.flags = flags
-	flags.StringVar(&c.url, "url", "", "`rtsp://host[:port]/path` of the best picture, or rtsps://")
+	flags.StringVar(&c.url, "url", "", "`rtsp://host[:port]/path` of the best picture, or rtsps://; \"-\": from the standard input, for a URL with a password in it")
 	flags.StringVar(&c.subURL, "sub-url", "", "`rtsp://…` of a smaller picture of the same camera")
 	flags.StringSliceVar(&c.fallbackURLs, "fallback-url", nil, "`rtsp://…` to try when --url cannot be pulled; several allowed")
 	flags.StringVar(&c.transport, "transport", "auto", "`auto|tcp|udp|multicast` for RTP")
@@ -127,6 +127,9 @@ type credentials struct {
 // out of them. Call it once, before apply. What it writes to notes has no
 // password in it.
 func (c *cameraFlags) resolve(stdin io.Reader, notes io.Writer) error {
+	if err := c.readURL(stdin); err != nil {
+		return err
+	}
 	if c.flags.Changed("username") {
 		c.given.username = &c.username
 	}
@@ -158,6 +161,22 @@ func (c *cameraFlags) resolve(stdin io.Reader, notes io.Writer) error {
 	}
 	_, err = fmt.Fprintln(notes, "note: user name and password were taken out of the URL and are stored apart from it, as --username and --password do")
 	return err
+}
+
+// readURL reads --url from the standard input if it is "-".
+func (c *cameraFlags) readURL(stdin io.Reader) error {
+	switch {
+	case c.url != "-":
+		return nil
+	case c.passwordFile == "-":
+		return usagef("--url and --password-file cannot both be read from the standard input")
+	}
+	line, err := readLine(stdin)
+	if err != nil || line == "" {
+		return usagef("--url -: the standard input must have the URL, in one line of at most %d bytes", maxPassword)
+	}
+	c.url = line
+	return nil
 }
 
 // splitURLs takes user name and password out of all URLs.
@@ -193,14 +212,19 @@ func splitURL(s *string) (*url.Userinfo, error) {
 	if err != nil || !ok || scheme != (*s)[:len(u.Scheme)] {
 		return nil, errors.New("the URL cannot be read; write rtsp://host[:port]/path, and give user name and password by --username and --password-file (not shown here because it may contain a password)")
 	}
-	if u.User == nil {
-		return nil, nil
-	}
-	// The rest stays as it was typed: cameras compare paths byte by byte.
 	authority := rest
 	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
 		authority = rest[:i]
 	}
+	// A password with one of "/?#" in it ends the authority early: what is read
+	// as host and port are then the user name and the password's beginning.
+	if strings.Contains(rest[len(authority):], "@") {
+		return nil, errors.New("the URL has an \"@\" after its host; give user name and password by --username and --password-file, or write %40 for an \"@\" of the path (not shown here because it may contain a password)")
+	}
+	if u.User == nil {
+		return nil, nil
+	}
+	// The rest stays as it was typed: cameras compare paths byte by byte.
 	*s = scheme + "://" + rest[strings.LastIndexByte(authority, '@')+1:]
 	return u.User, nil
 }
@@ -217,6 +241,15 @@ func readPassword(path string, stdin io.Reader) (string, error) {
 		defer quietClose(f)
 		r = f
 	}
+	password, err := readLine(r)
+	if err == nil && password == "" {
+		err = errors.New("it is empty; to remove a password give --password \"\"")
+	}
+	return password, err
+}
+
+// readLine reads one line to the end of r.
+func readLine(r io.Reader) (string, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxPassword+1))
 	if err != nil {
 		return "", err
@@ -225,8 +258,6 @@ func readPassword(path string, stdin io.Reader) (string, error) {
 	switch {
 	case len(data) > maxPassword:
 		return "", fmt.Errorf("more than %d bytes", maxPassword)
-	case len(data) == 0:
-		return "", errors.New("it is empty; to remove a password give --password \"\"")
 	case bytes.ContainsAny(data, "\r\n"):
 		return "", errors.New("it has more than one line")
 	}

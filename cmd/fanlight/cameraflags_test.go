@@ -14,7 +14,7 @@ func TestSplitURL(t *testing.T) {
 		{"rtsp://u:p@w@h/p", "rtsp://h/p", "u", "p@w"},
 		{"rtsp://u:pw@[2001:db8::1]:554/p", "rtsp://[2001:db8::1]:554/p", "u", "pw"},
 		{"rtsp://u:pw@h", "rtsp://h", "u", "pw"},
-		{"rtsp://u:pw@h?x=a@b", "rtsp://h?x=a@b", "u", "pw"},
+		{"rtsp://u:pw@h?x=a%40b", "rtsp://h?x=a%40b", "u", "pw"},
 		{"RTSP://u:pw@h/Cam Era/%7e?channel=1&subtype=0", "RTSP://h/Cam Era/%7e?channel=1&subtype=0", "u", "pw"},
 		{"", "", "", ""},
 	} {
@@ -29,7 +29,10 @@ func TestSplitURL(t *testing.T) {
 			t.Errorf("%s became %s with %q and %q", tt.in, s, user.Username(), password)
 		}
 	}
-	for _, bad := range []string{"rtsp://u:s3cret#x@h/p", "rtsp://u:s3cret/x@h/p", "rtsp://u:s3cret%zz@h/p", "rtsp://u:s3cret@h:port/p"} {
+	for _, bad := range []string{
+		"rtsp://u:s3cret#x@h/p", "rtsp://u:s3cret/x@h/p", "rtsp://u:s3cret%zz@h/p", "rtsp://u:s3cret@h:port/p",
+		"rtsp://u:12345/s3cret@127.0.0.1/path", "rtsp://u:1234?s3cret@h/", "rtsp://u:1234#s3cret@h/", "rtsp://u:1@s3cret/x@h/", "rtsp://h/s3cret@x",
+	} {
 		s := bad
 		if _, err := splitURL(&s); err == nil || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%s: error is %v", bad, err)

@@ -39,7 +39,7 @@ func (f *nodeFlags) flags(flags *pflag.FlagSet, name, nameUsage string) {
 	flags.StringToStringVar(&f.labels, "node-label", nil, "the node's label, `key=value`, for the cameras' selectors; several allowed")
 	flags.StringSliceVar(&f.networks, "camera-networks", nil, "`networks` that cameras may be in (default: all)")
 	flags.IntVar(&f.cameras, "max-cameras", 0, "`cameras` that the node may be given (0: no limit)")
-	flags.IntVar(&f.viewers, "max-viewers", 0, "`sessions` that the node may be given (0: no limit)")
+	flags.IntVar(&f.viewers, "max-viewers", 0, "`sessions` that the node may be given (0: 1,000)")
 	flags.Int64Var(&f.ingressBPS, "max-ingress-bps", 0, "`bits` per second from cameras that the node may be given (0: no limit)")
 	flags.Int64Var(&f.egressBPS, "max-egress-bps", 0, "`bits` per second to viewers that the node may be given (0: no limit)")
 }

@@ -181,6 +181,12 @@ func newNodeDrain(a *app) *cobra.Command {
 	cmd.Long = `Give a node no more cameras and move those it has to others. The drain survives
 the node's restart; "node undrain" ends it. Follow it with "node get".`
 	cmd.Flags().DurationVar(&timeout, "drain-timeout", 0, "how `long` the moves may take (default 10m)")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if cmd.Flags().Changed("drain-timeout") && timeout <= 0 {
+			return usagef("--drain-timeout %v: must be positive", timeout)
+		}
+		return nil
+	}
 	return cmd
 }
 

@@ -3,9 +3,11 @@
 # CAMERA_URL, and leaves with Ctrl-C: run.sh bin/fanlight
 set -euo pipefail
 fanlight=$1
+cameras=${CAMERA_URL:-}
+unset CAMERA_URL # the server need not have it
 
 echo 'Open the page below in a browser; Ctrl-C ends it.'
-if [[ -z "${CAMERA_URL:-}" ]]; then
+if [[ -z "$cameras" ]]; then
   exec "$fanlight" up --demo 2
 fi
 
@@ -24,13 +26,16 @@ done
 [[ "${word:-}" == api ]] || { wait "$server"; exit 1; }
 
 n=0
-for url in $CAMERA_URL; do
+set -f # "?" and "*" are parts of URLs here
+for url in $cameras; do
   name=camera-$n
   n=$((n + 1))
+  command=add
   if "$fanlight" camera get "$name" --server "$address" >/dev/null 2>&1; then
-    "$fanlight" camera update "$name" --url "$url" --server "$address"
-  else
-    "$fanlight" camera add "$name" --url "$url" --server "$address"
+    command=update
   fi
+  # Arguments can be read by everybody on this machine, and the URL may have a
+  # password in it: the command takes it from its input, and out of the URL.
+  printf '%s\n' "$url" | "$fanlight" camera "$command" "$name" --url - --server "$address"
 done
 wait "$server"
