@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,7 @@ const (
 	// fetched out of turn: keys are rotated, and bad tokens are cheap to send.
 	unknownKeyEvery = 15 * time.Second
 	keySetRetry     = 5 * time.Second // after a fetch that failed
+	maxRedirects    = 5
 )
 
 // keySet is a JWK set that is fetched again and again, by run alone.
@@ -44,10 +46,12 @@ type keySet struct {
 }
 
 func newKeySet(cfg Config) *keySet {
-	s := &keySet{url: cfg.JWKSURL, client: cfg.Client, refresh: cfg.JWKSRefresh, log: cfg.Log, wake: make(chan struct{}, 1)}
-	if s.client == nil {
-		s.client = &http.Client{Timeout: 10 * time.Second}
+	client := http.Client{Timeout: 10 * time.Second}
+	if cfg.Client != nil {
+		client = *cfg.Client
 	}
+	client.CheckRedirect = checkRedirect
+	s := &keySet{url: cfg.JWKSURL, client: &client, refresh: cfg.JWKSRefresh, log: cfg.Log, wake: make(chan struct{}, 1)}
 	if s.refresh <= 0 {
 		s.refresh = 10 * time.Minute
 	}
@@ -63,7 +67,7 @@ func (s *keySet) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := s.refresh
 		if err := s.fetch(ctx); err != nil && ctx.Err() == nil {
-			s.log.Warn("JWK set not fetched", "url", s.url, "error", err)
+			s.log.Warn("JWK set not fetched", "url", withoutQuery(s.url), "error", err)
 			wait = min(keySetRetry, s.refresh)
 		}
 		fetched := time.Now()
@@ -88,6 +92,10 @@ func (s *keySet) fetch(ctx context.Context) error {
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
+		// The client's error quotes the URL with its query, which may be secret.
+		if quoting := (*url.Error)(nil); errors.As(err, &quoting) {
+			err = quoting.Err
+		}
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
@@ -101,24 +109,46 @@ func (s *keySet) fetch(ctx context.Context) error {
 	if len(body) > maxKeySet {
 		return fmt.Errorf("the set has more than %d bytes", maxKeySet)
 	}
-	keys, err := parseKeySet(ctx, body)
+	keys, unreadable, err := parseKeySet(ctx, body)
 	if err != nil {
 		return err
+	}
+	if unreadable > 0 {
+		s.log.Warn("JWK set has keys that cannot be read", "url", withoutQuery(s.url), "keys", unreadable)
 	}
 	s.keys.Store(&keys)
 	return nil
 }
 
+// checkRedirect follows redirects to where the set may be fetched from alone.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return fmt.Errorf("more than %d redirects", maxRedirects)
+	}
+	if err := checkJWKSURL(req.URL.String()); err != nil {
+		return fmt.Errorf("redirect: %w", err)
+	}
+	return nil
+}
+
 // parseKeySet reads a JWK set. Keys of kinds unknown here and symmetric ones
-// are left out.
-func parseKeySet(ctx context.Context, body []byte) (keyfunc.Keyfunc, error) {
-	var set jwkset.JWKSMarshal
+// are left out, and so are those that cannot be read, which are counted: one
+// of them must not take the others' tokens away.
+func parseKeySet(ctx context.Context, body []byte) (keys keyfunc.Keyfunc, unreadable int, err error) {
+	var set struct {
+		Keys []json.RawMessage `json:"keys"`
+	}
 	if err := json.Unmarshal(body, &set); err != nil {
-		return nil, fmt.Errorf("not a JWK set: %w", err)
+		return nil, 0, fmt.Errorf("not a JWK set: %w", err)
 	}
 	store := jwkset.NewMemoryStorage()
 	n := 0
-	for _, m := range set.Keys {
+	for _, raw := range set.Keys {
+		var m jwkset.JWKMarshal
+		if json.Unmarshal(raw, &m) != nil {
+			unreadable++
+			continue
+		}
 		if m.KTY == jwkset.KtyOct || (m.USE != "" && m.USE != jwkset.UseSig) {
 			continue
 		}
@@ -127,17 +157,19 @@ func parseKeySet(ctx context.Context, body []byte) (keyfunc.Keyfunc, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("a key of the JWK set cannot be read: %w", err)
+			unreadable++
+			continue
 		}
 		if err := store.KeyWrite(ctx, key); err != nil {
-			return nil, err
+			return nil, unreadable, err
 		}
 		n++
 	}
 	if n == 0 {
-		return nil, errors.New("the JWK set has no key that signatures can be verified with")
+		return nil, unreadable, errors.New("the JWK set has no key that signatures can be verified with")
 	}
-	return keyfunc.New(keyfunc.Options{Storage: store})
+	keys, err = keyfunc.New(keyfunc.Options{Storage: store})
+	return keys, unreadable, err
 }
 
 // key returns the key, or the keys, that a token may be signed with.

@@ -35,12 +35,14 @@ type Config struct {
 	Secret []byte
 	// PublicKeys verify EdDSA tokens; any of them.
 	PublicKeys []ed25519.PublicKey
-	// JWKSURL is where a JWK set is fetched, https, or http on loopback.
-	// Empty: none.
+	// JWKSURL is where a JWK set is fetched, https, or http on loopback, without
+	// user name and password; where it redirects to as well. Its query is not
+	// logged. Empty: none.
 	JWKSURL string
 	// JWKSRefresh is how often it is fetched. 0: 10 minutes.
 	JWKSRefresh time.Duration
-	// Client fetches it. nil: a client of its own with a timeout of 10 s.
+	// Client fetches it, with a rule for redirects of its own. nil: a client
+	// with a timeout of 10 s.
 	Client *http.Client
 	// Issuer and Audience must be the token's iss and among its aud. Empty: not
 	// checked.
@@ -182,14 +184,27 @@ func refusal(err error) error {
 	return fmt.Errorf("the token is not a JWT that can be read: %w", fleet.Unauthenticated)
 }
 
-// checkJWKSURL refuses a URL whose answer anybody on the way could forge.
+// checkJWKSURL refuses a URL whose answer anybody on the way could forge, and
+// one with a password, which would end up in logs. The error quotes what is no
+// secret alone.
 func checkJWKSURL(s string) error {
 	u, err := url.Parse(s)
 	switch {
 	case err != nil || u.Host == "":
-		return fmt.Errorf("JWK set URL %q cannot be read: %w", s, fleet.InvalidArgument)
+		return fmt.Errorf("the JWK set URL is not one like https://example.com/jwks.json: %w", fleet.InvalidArgument)
+	case u.User != nil:
+		return fmt.Errorf("JWK set URL %q has a user name or password, which is not supported; a JWK set is public: %w", withoutQuery(s), fleet.InvalidArgument)
 	case u.Scheme == "https", u.Scheme == "http" && isLoopback(u.Hostname()):
 		return nil
 	}
-	return fmt.Errorf("JWK set URL %q must be https: %w", s, fleet.InvalidArgument)
+	return fmt.Errorf("JWK set URL %q must be https: %w", withoutQuery(s), fleet.InvalidArgument)
+}
+
+// withoutQuery returns a URL's scheme, host and path.
+func withoutQuery(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return ""
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }

@@ -1,6 +1,7 @@
 package viewer
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -12,6 +13,8 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -348,8 +351,89 @@ func TestBadKeySets(t *testing.T) {
 		"unknown kind":   `{"keys":[{"kty":"other"}]}`,
 		"for encryption": `{"keys":[{"kty":"OKP","crv":"Ed25519","use":"enc","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`,
 	} {
-		if _, err := parseKeySet(t.Context(), []byte(body)); err == nil {
+		if _, _, err := parseKeySet(t.Context(), []byte(body)); err == nil {
 			t.Errorf("%s: accepted", name)
+		}
+	}
+	// What cannot be read takes nothing from what can.
+	for name, bad := range map[string]string{
+		"not an object": `7`, "kind is no text": `{"kty":7}`, "bad base64": `{"kty":"OKP","crv":"Ed25519","kid":"b","x":"%"}`,
+		"too short": `{"kty":"OKP","crv":"Ed25519","kid":"b","x":"AA"}`, "no coordinates": `{"kty":"EC","crv":"P-256","kid":"b"}`,
+	} {
+		body := `{"keys":[` + bad + `,{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`
+		keys, unreadable, err := parseKeySet(t.Context(), []byte(body))
+		if err != nil || unreadable != 1 {
+			t.Errorf("%s: %d unreadable, %v", name, unreadable, err)
+			continue
+		}
+		if key, err := keys.Storage().KeyRead(t.Context(), "a"); err != nil || key.Key() == nil {
+			t.Errorf("%s: the good key: %v", name, err)
+		}
+	}
+}
+
+// TestKeySetRedirects redirects to where a set may be fetched from, and to
+// where not.
+func TestKeySetRedirects(t *testing.T) {
+	target := newJWKS(t, jwkSet(t, map[string]any{"ed": newKeys(t).ed.Public()}))
+	var to string
+	from := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, to, http.StatusFound) }))
+	defer from.Close()
+	// Whatever is dialed is the target: a redirect that is followed succeeds.
+	transport := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if addr != from.Listener.Addr().String() {
+			addr = target.Listener.Addr().String()
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}}
+	s := newKeySet(Config{JWKSURL: from.URL + "/?key=hunter2", Client: &http.Client{Transport: transport}})
+	defer transport.CloseIdleConnections()
+	for url, ok := range map[string]bool{
+		target.URL:                             true,
+		"http://localhost/":                    true,
+		"http://keys.example.com/?key=hunter2": false,
+		"http://192.0.2.7/":                    false,
+		"ftp://127.0.0.1/":                     false,
+		"http://anna:hunter2@" + target.URL[len("http://"):]: false,
+		from.URL: false, // for ever
+	} {
+		to = url
+		err := s.fetch(t.Context())
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", url, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: the error tells a secret: %v", url, err)
+		}
+	}
+}
+
+func TestKeySetURLIsNotLogged(t *testing.T) {
+	srv := newJWKS(t, "")
+	var logs bytes.Buffer
+	v, err := New(Config{JWKSURL: srv.URL + "/keys?key=hunter2", Log: slog.New(slog.NewTextHandler(&logs, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, away := range []bool{false, true} {
+		if away {
+			srv.Close()
+		}
+		before := srv.count.Load()
+		logs.Reset()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = v.Run(ctx) }()
+		if away {
+			time.Sleep(100 * time.Millisecond)
+		} else {
+			eventually(t, "fetched", func() bool { return srv.count.Load() > before })
+			time.Sleep(50 * time.Millisecond)
+		}
+		cancel()
+		<-done
+		if out := logs.String(); !strings.Contains(out, srv.URL+"/keys") || strings.Contains(out, "hunter2") {
+			t.Errorf("log %q", out)
 		}
 	}
 }
@@ -361,8 +445,12 @@ func TestNewRefuses(t *testing.T) {
 		"bad key":      {PublicKeys: []ed25519.PublicKey{{1}}},
 		"plain http":   {JWKSURL: "http://example.com/jwks"},
 		"no URL":       {JWKSURL: "example.com"},
+		"bad URL":      {JWKSURL: "https://anna:hunter2@%/"},
+		"password":     {JWKSURL: "https://anna:hunter2@example.com/jwks?key=hunter2"},
+		"user":         {JWKSURL: "https://hunter2@example.com/jwks"},
+		"http, query":  {JWKSURL: "http://example.com/jwks?key=hunter2"},
 	} {
-		if _, err := New(cfg); !errors.Is(err, fleet.InvalidArgument) {
+		if _, err := New(cfg); !errors.Is(err, fleet.InvalidArgument) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
