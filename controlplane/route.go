@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -128,7 +129,7 @@ func (s *routeService) send(cameras map[fleet.CameraID]struct{}, stream controlv
 	for id := range cameras {
 		r := noRoute(id.Name())
 		if v, ok := s.server.cache.camera(id); ok {
-			r = v.route()
+			r = v.viewableRoute()
 		}
 		if resp.Routes = append(resp.Routes, r); len(resp.GetRoutes()) < routesPerResponse {
 			continue
@@ -186,15 +187,32 @@ func matchesAny(patterns []string, id string) bool {
 	return false
 }
 
-// viewable returns what a viewer may know of the camera.
+// viewable returns what a viewer may know of the camera. What nodes and
+// placement say of it is for operators: it names hosts, addresses and labels.
 func (v cameraView) viewable() *controlv1.ViewableCamera {
-	st := v.status()
-	st.Node = ""
+	full := v.status()
+	st := &controlv1.CameraStatus{
+		State: full.GetState(), Reason: full.GetReason(), Message: sentence(full.GetReason()),
+		RetryTime: full.GetRetryTime(), Generation: full.GetGeneration(), StateTime: full.GetStateTime(), Viewers: full.GetViewers(),
+	}
 	return &controlv1.ViewableCamera{
 		Name:        v.camera.ID.Name(),
 		DisplayName: v.camera.Desired.GetDisplayName(),
 		Labels:      v.camera.Desired.GetLabels(),
 		Status:      st,
-		Route:       v.route(),
+		Route:       v.viewableRoute(),
 	}
+}
+
+// viewableRoute returns where the camera is served, with what a viewer may
+// know of why it is not.
+func (v cameraView) viewableRoute() *controlv1.Route {
+	r := v.route()
+	r.Message = sentence(r.GetReason())
+	return r
+}
+
+// sentence is what viewers are told of a reason.
+func sentence(r controlv1.Reason) string {
+	return fleet.Reason(strings.ToLower(strings.TrimPrefix(r.String(), "REASON_"))).Sentence()
 }

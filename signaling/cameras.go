@@ -85,10 +85,11 @@ func (g *Gateway) serveCameras(w http.ResponseWriter, r *http.Request) {
 		if labels == nil {
 			labels = map[string]string{}
 		}
+		reason := route.Reason(m.GetStatus().GetReason())
 		out.Cameras = append(out.Cameras, camera{
 			Camera: string(id), DisplayName: m.GetDisplayName(), Labels: labels,
 			State:  cameraStateName(m.GetStatus().GetState()),
-			Reason: route.Reason(m.GetStatus().GetReason()), Message: m.GetStatus().GetMessage(),
+			Reason: reason, Message: reasonSentence(reason),
 		})
 	}
 	writeJSON(w, out)

@@ -8,6 +8,7 @@ import (
 
 	"fanlight/internal/fleet"
 	controlv1 "fanlight/proto/fanlight/control/v1"
+	"fanlight/signaling/route"
 )
 
 // TestReasonsAreDocumented makes sure that each Reason has a row in
@@ -26,6 +27,20 @@ func TestReasonsAreDocumented(t *testing.T) {
 			t.Errorf("the row of %s has %d cells after the name, want meaning and what to do", name, len(cells))
 		}
 		rest = after
+	}
+}
+
+// TestReasonsHaveSentences makes sure that viewers are told something of each
+// Reason.
+func TestReasonsHaveSentences(t *testing.T) {
+	for n := range int32(len(controlv1.Reason_name)) {
+		reason := route.Reason(controlv1.Reason(n))
+		if (reason.Sentence() == "") != (reason == fleet.ReasonNone) {
+			t.Errorf("%q: sentence %q", reason, reason.Sentence())
+		}
+	}
+	if s := reasonSentence("of_next_year"); s == "" {
+		t.Error("nothing is said of an unknown reason")
 	}
 }
 

@@ -89,7 +89,7 @@ type Limits struct {
 	MessageRate           int           // messages a second of a connection, 4 KiB each; 200
 	MessageBurst          int           // messages at once; 2,000
 	SessionsPerConnection int           // 256; those that were told to move don't count
-	SessionsPerViewer     int           // of a viewer, or of an address where tokens name nobody; 1,024
+	SessionsPerViewer     int           // of a viewer, or of an address where tokens name nobody; 256
 	ConnectionsPerAddress int           // 256
 	ConnectionsPerViewer  int           // 64
 	QueuedMessages        int           // to a browser that does not read; 1,024
@@ -109,7 +109,7 @@ func (l Limits) withDefaults() Limits {
 		{&l.MessageRate, 200},
 		{&l.MessageBurst, 2000},
 		{&l.SessionsPerConnection, 256},
-		{&l.SessionsPerViewer, 1024},
+		{&l.SessionsPerViewer, 256},
 		{&l.ConnectionsPerAddress, 256},
 		{&l.ConnectionsPerViewer, 64},
 		{&l.QueuedMessages, 1024},

@@ -35,6 +35,9 @@ const patience = 10 * time.Second
 const testOffer = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\n" +
 	"m=video 9 UDP/TLS/RTP/SAVPF 102\r\nc=IN IP4 0.0.0.0\r\na=mid:0\r\na=ice-ufrag:old1\r\na=ice-pwd:oldpassword0123456789ab\r\na=recvonly\r\n"
 
+// operatorsOnly is a message as nodes and placement write them for operators.
+const operatorsOnly = "dial 192.0.2.7:554: n1 lacks the label rack=7"
+
 const testCandidate = "candidate:1 1 udp 2130706431 127.0.0.1 50000 typ host"
 
 // server is a gRPC server on loopback that can go away and come back.
@@ -192,7 +195,7 @@ func (c *fakeControl) BrowseCameras(_ context.Context, req *controlv1.BrowseCame
 		if v.MayWatch(fleet.CameraID(strings.TrimPrefix(name, "cameras/"))) {
 			resp.Cameras = append(resp.Cameras, &controlv1.ViewableCamera{
 				Name: name, DisplayName: "The " + name, Labels: map[string]string{"site": "a"}, Route: r,
-				Status: &controlv1.CameraStatus{State: controlv1.CameraStatus_STATE_FAILED, Reason: controlv1.Reason_REASON_TIMEOUT, Message: "no answer"},
+				Status: &controlv1.CameraStatus{State: controlv1.CameraStatus_STATE_FAILED, Reason: controlv1.Reason_REASON_TIMEOUT, Message: "dial 192.0.2.7:554: no answer"},
 			})
 		}
 	}
@@ -295,7 +298,7 @@ func (s *nodeSession) answer(sdp string) {
 
 func (s *nodeSession) state(state mediav1.SessionState_State, reason string) {
 	s.t.Helper()
-	s.send(&mediav1.OpenSessionResponse{Message: &mediav1.OpenSessionResponse_State{State: &mediav1.SessionState{State: state, Reason: reason}}})
+	s.send(&mediav1.OpenSessionResponse{Message: &mediav1.OpenSessionResponse_State{State: &mediav1.SessionState{State: state, Reason: reason, Message: operatorsOnly}}})
 }
 
 // request returns the next message from the gateway.
@@ -484,6 +487,9 @@ func (b *browser) next() outbound {
 	kind, data, err := b.ws.ReadMessage()
 	if err != nil {
 		b.t.Fatalf("receive: %v", err)
+	}
+	if strings.Contains(string(data), "192.0.2.7") {
+		b.t.Errorf("the browser is told what is the operator's business: %s", data)
 	}
 	var m outbound
 	if err := json.Unmarshal(data, &m); err != nil || kind != websocket.TextMessage {

@@ -143,12 +143,12 @@ func (g *Gateway) checkOrigin(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// checkHost refuses names that lead to loopback by DNS, where everyone may
-// view: a page of another site could give its own name this machine's address
-// and would then be of the same origin.
+// checkHost refuses names that are not known to lead here, where everyone may
+// view: a page of another site could give its own name this gateway's address
+// by DNS, and would then be of the same origin. Addresses cannot be given away
+// like that.
 func (g *Gateway) checkHost(r *http.Request) error {
-	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-	if g.auth != nil || g.origins.all || local == nil || !isLoopback(hostOf(local.String())) {
+	if g.auth != nil || g.origins.all {
 		return nil
 	}
 	host := strings.ToLower(hostOf(r.Host))
@@ -158,12 +158,8 @@ func (g *Gateway) checkHost(r *http.Request) error {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s is not a name of this machine, use localhost or allow the origin in its configuration: %w", clip(host, 128), fleet.OriginForbidden)
-}
-
-func isLoopback(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.Unmap().IsLoopback()
+	name := clip(host, 128)
+	return fmt.Errorf("%s is not known as a name of this gateway, whose viewers need no token: use its address, or add --allowed-origin http://%s: %w", name, name, fleet.OriginForbidden)
 }
 
 // hostOf returns the host of host:port or host, without brackets.

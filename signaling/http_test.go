@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -45,9 +46,12 @@ func TestCamerasAndStats(t *testing.T) {
 		t.Fatalf("%d %s", resp.StatusCode, body)
 	}
 	for _, c := range list.Cameras {
-		if c.DisplayName == "" || c.State != "failed" || c.Reason != "timeout" || c.Message != "no answer" || c.Labels["site"] != "a" {
+		if c.DisplayName == "" || c.State != "failed" || c.Reason != "timeout" || c.Message != "the camera does not answer" || c.Labels["site"] != "a" {
 			t.Errorf("camera %+v", c)
 		}
+	}
+	if strings.Contains(body, "192.0.2.7") {
+		t.Errorf("the list tells of addresses: %s", body)
 	}
 	if cc := resp.Header.Get("Cache-Control"); cc != "no-store" {
 		t.Errorf("Cache-Control %q", cc)
@@ -191,6 +195,43 @@ func TestHealth(t *testing.T) {
 	h := newHarness(t, nil)
 	for _, path := range []string{"/healthz", "/readyz"} {
 		if resp, body := h.do("GET", path, "", ""); resp.StatusCode != http.StatusOK || body != "ok\n" {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
+}
+
+// TestHosts asks by names that anybody could have made lead to the gateway.
+func TestHosts(t *testing.T) {
+	open := newHarness(t, func(c *Config) { c.AllowedOrigins = []string{"http://wall.example.com:8080"} })
+	closed := newHarness(t, withAuth(t))
+	token := "Bearer " + mint(t, viewer.Grant{Cameras: []string{"*"}})
+	for host, ok := range map[string]bool{
+		"rebound.example.com": false, "rebound.example.com:80": false, "": false, "localhost": true, "app.localhost:8080": true,
+		"192.168.1.7:8080": true, "[2001:db8::7]:8080": true, "[::1]": true, "wall.example.com": true, "WALL.example.com:8080": true,
+		"localhost.example.com": false, "192.168.1.7.example.com": false,
+	} {
+		// Whatever address the request came to.
+		for _, local := range []string{"127.0.0.1:8080", "192.168.1.7:8080"} {
+			addr, err := net.ResolveTCPAddr("tcp", local)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := (&http.Request{Host: host, Header: http.Header{}, URL: &url.URL{Path: "/v1/cameras"}}).WithContext(
+				context.WithValue(t.Context(), http.LocalAddrContextKey, addr))
+			err = open.gateway.checkHost(r)
+			if (err == nil) != ok {
+				t.Errorf("%q at %s: %v", host, local, err)
+			}
+			if err != nil && host != "" && !strings.Contains(err.Error(), "--allowed-origin http://"+hostOf(host)) {
+				t.Errorf("%q: the error does not say what to do: %v", host, err)
+			}
+		}
+		if resp, body := closed.do("GET", "/v1/cameras", "", "", "Host", host, "Authorization", token); resp.StatusCode != http.StatusOK {
+			t.Errorf("%q with a token: %d %s", host, resp.StatusCode, body)
+		}
+	}
+	for path, status := range map[string]int{"/v1/cameras": 403, "/stats": 403, "/healthz": 200} {
+		if resp, body := open.do("GET", path, "", "", "Host", "rebound.example.com"); resp.StatusCode != status {
 			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
 		}
 	}

@@ -44,6 +44,16 @@ func sentence(err error) string {
 	}
 }
 
+// reasonSentence is what a viewer is told of a reason. The messages that come
+// with reasons are written for operators: they name hosts, addresses and
+// labels, and go no further.
+func reasonSentence(r fleet.Reason) string {
+	if s := r.Sentence(); s != "" || r == fleet.ReasonNone {
+		return s
+	}
+	return "the camera has no picture at the moment" // of a reason newer than this gateway
+}
+
 // spoken is an error whose text is meant for viewers though its reason is one
 // that usually hides it.
 type spoken struct {

@@ -212,7 +212,7 @@ func (s *session) routeUnassigned(r route.Route) {
 	if !s.answered {
 		s.lost = nil
 	}
-	s.tell(stateMessage(stateCameraOffline, r.Reason, r.Message, time.Time{}))
+	s.tell(stateMessage(stateCameraOffline, r.Reason, reasonSentence(r.Reason), time.Time{}))
 }
 
 // lostNode tells the browser to move as soon as that can succeed: when the
@@ -406,5 +406,6 @@ func cameraState(m *mediav1.SessionState) outbound {
 	if m.GetRetryTime() != nil {
 		retry = m.GetRetryTime().AsTime()
 	}
-	return stateMessage(state, fleet.Reason(m.GetReason()), m.GetMessage(), retry)
+	reason := fleet.Reason(m.GetReason())
+	return stateMessage(state, reason, reasonSentence(reason), retry)
 }

@@ -156,11 +156,11 @@ func TestPendingWatch(t *testing.T) {
 	n1, n2 := h.node("n1"), h.node("n2")
 	h.control.set(&controlv1.Route{
 		Camera: "cameras/lobby", State: controlv1.Route_STATE_UNASSIGNED,
-		Reason: controlv1.Reason_REASON_NO_CAPACITY, Message: "every node is full",
+		Reason: controlv1.Reason_REASON_NO_CAPACITY, Message: operatorsOnly,
 	})
 	b := h.welcomed("")
 	b.watch("a", "lobby")
-	if m := b.untilState("a", stateCameraOffline); m.Reason != "no_capacity" || m.Message != "every node is full" {
+	if m := b.untilState("a", stateCameraOffline); m.Reason != "no_capacity" || m.Message != "every media node is full" {
 		t.Errorf("state %+v", m)
 	}
 	b.send(map[string]any{"type": "candidate", "session": "a", "candidate": map[string]any{"candidate": testCandidate}})

@@ -175,10 +175,10 @@ func TestWHEPRefusals(t *testing.T) {
 
 func TestWHEPUnassigned(t *testing.T) {
 	h := newHarness(t, nil)
-	h.control.set(&controlv1.Route{Camera: "cameras/lobby", State: controlv1.Route_STATE_UNASSIGNED, Reason: controlv1.Reason_REASON_NO_NODE, Message: "no node is ready"})
+	h.control.set(&controlv1.Route{Camera: "cameras/lobby", State: controlv1.Route_STATE_UNASSIGNED, Reason: controlv1.Reason_REASON_NO_NODE, Message: operatorsOnly})
 	resp, body := h.do("POST", "/v1/cameras/lobby/whep", sdpType, testOffer)
 	h.wantProblem(resp, body, http.StatusServiceUnavailable, "camera_unassigned")
-	if !strings.Contains(body, "no node is ready") {
+	if !strings.Contains(body, "no media node is ready") || strings.Contains(body, "192.0.2.7") {
 		t.Errorf("body %s", body)
 	}
 }

@@ -43,7 +43,6 @@ type Route struct {
 	Address    string       // host:port of the node's SessionService; empty unless Assigned
 	Generation int64        // of the assignment
 	Reason     fleet.Reason // why it is not Assigned
-	Message    string       // the reason in a sentence
 }
 
 // Config is a table's configuration.
@@ -257,7 +256,7 @@ func (t *Table) set(routes []*controlv1.Route) {
 
 // FromProto reads a route.
 func FromProto(m *controlv1.Route) (Route, error) {
-	r := Route{Generation: m.GetGeneration(), Reason: Reason(m.GetReason()), Message: m.GetMessage()}
+	r := Route{Generation: m.GetGeneration(), Reason: Reason(m.GetReason())}
 	switch m.GetState() {
 	case controlv1.Route_STATE_ASSIGNED:
 		node, err := fleet.ParseNodeName(m.GetNode())

@@ -199,7 +199,7 @@ type Route struct {
 	Generation int64 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Why the camera is not ASSIGNED.
 	Reason Reason `protobuf:"varint,6,opt,name=reason,proto3,enum=fanlight.control.v1.Reason" json:"reason,omitempty"`
-	// The reason in a sentence.
+	// The reason in a sentence for viewers: no host, address or label.
 	Message       string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -413,7 +413,8 @@ type ViewableCamera struct {
 	DisplayName string `protobuf:"bytes,2,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	// The camera's labels.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The camera's state. Its node field is empty.
+	// The camera's state. Its message is one for viewers, without host, address
+	// or label; its node and profiles are empty.
 	Status *CameraStatus `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`
 	// Where it is served.
 	Route         *Route `protobuf:"bytes,5,opt,name=route,proto3" json:"route,omitempty"`
