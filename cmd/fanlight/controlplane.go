@@ -71,6 +71,9 @@ an etcd that it embeds (--data), alone or with other control planes
 			if err := sec.exposure("grpc", grpcAddr, sec.needTLS(), sec.needPeers()); err != nil {
 				return err
 			}
+			if err := f.etcd.exposure(&sec); err != nil {
+				return err
+			}
 			allowed, err := prefixes("camera-networks", networks)
 			if err != nil {
 				return err

@@ -138,7 +138,7 @@ func (m *Member) apply(c *embed.Config) error {
 	var cluster []string
 	for _, name := range slices.Sorted(maps.Keys(m.InitialCluster)) {
 		u, err := url.Parse(m.InitialCluster[name])
-		if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
+		if err != nil || u.User != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
 			return fmt.Errorf("initial cluster: the peer URL of member %q must be https://host:port or http://host:port", name)
 		}
 		if u.Scheme == "https" && (m.CertFile == "" || m.KeyFile == "" || m.CAFile == "") {
@@ -146,17 +146,20 @@ func (m *Member) apply(c *embed.Config) error {
 		}
 		cluster = append(cluster, name+"="+u.String())
 	}
+	ownURL, err := url.Parse(own)
+	if err != nil {
+		return fmt.Errorf("peer URL: %w", err)
+	}
 	listen := m.ListenPeer
 	if listen == "" {
 		listen = own
 	}
 	listenURL, err := url.Parse(listen)
-	if err != nil {
-		return fmt.Errorf("peer listen URL: %w", err)
+	if err != nil || listenURL.User != nil || listenURL.Host == "" || (listenURL.Scheme != "https" && listenURL.Scheme != "http") {
+		return errors.New("the URL to listen at for peers must be https://host:port or http://host:port")
 	}
-	ownURL, err := url.Parse(own)
-	if err != nil {
-		return fmt.Errorf("peer URL: %w", err)
+	if listenURL.Scheme != ownURL.Scheme {
+		return errors.New("the URL to listen at for peers must be https if this member's own is, and only then")
 	}
 	c.Name = m.Name
 	c.TickMs, c.ElectionMs = clusterTick, clusterElection

@@ -57,6 +57,8 @@ func TestBadConfigs(t *testing.T) {
 		"initial cluster is for embedded etcd":   {Endpoints: []string{"x"}, KeyFile: "k", Member: &store.Member{}},
 		`initial cluster has no member "a"`:      member(store.Member{Name: "a", InitialCluster: map[string]string{"b": "http://127.0.0.1:1"}}),
 		`peer URL of member "a" must be`:         member(store.Member{Name: "a", InitialCluster: map[string]string{"a": "127.0.0.1:1"}}),
+		"URL to listen at for peers must be":     member(store.Member{Name: "a", InitialCluster: map[string]string{"a": "http://127.0.0.1:1"}, ListenPeer: "http://u:p@127.0.0.1:1"}),
+		"must be https if this member's own is":  member(store.Member{Name: "a", InitialCluster: map[string]string{"a": "http://127.0.0.1:1"}, ListenPeer: "https://127.0.0.1:1"}),
 		"https between members needs":            member(store.Member{Name: "a", InitialCluster: map[string]string{"a": "https://127.0.0.1:1"}}),
 		"data directory: mkdir":                  {DataDir: filepath.Join(os.DevNull, "x")},
 	} {
