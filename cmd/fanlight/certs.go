@@ -49,8 +49,8 @@ func newCertsIssue(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "issue",
 		Short: "Issue a certificate to one process or person",
-		Long: `Issue a certificate to one process or person. It serves both as a server's and
-as a client's. Its URI, fanlight://ROLE/NAME, says who the owner is; the hosts
+		Long: `Issue a certificate to one process or person. It serves as a client's and, but
+for operators, as a server's. Its URI, fanlight://ROLE/NAME, says who the owner is; the hosts
 say where servers are reached. An existing certificate of that name is replaced,
 and the processes that use its files pick the new one up without a restart.`,
 		Example: `  fanlight certs issue --dir ./pki --role controlplane --name cp-1 --host cp-1.example,192.0.2.10
@@ -85,7 +85,7 @@ and the processes that use its files pick the new one up without a restart.`,
 	f.StringVar(&out, "out", "", "`directory` for the files (default: that of the authority)")
 	f.StringVar(&role, "role", "", "`operator|node|gateway|controlplane` (required)")
 	f.StringVar(&req.Name, "name", "", "the owner's `name`; a node's is its name in the fleet (required)")
-	f.StringSliceVar(&req.Hosts, "host", nil, "host names and IP `addresses` it is reached at (default: localhost, 127.0.0.1, ::1)")
+	f.StringSliceVar(&req.Hosts, "host", nil, "host names and IP `addresses` it is reached at (default: localhost, 127.0.0.1, ::1; none for operators)")
 	f.DurationVar(&req.Validity, "validity", certs.DefaultValidity, "how `long` it is valid")
 	requireFlags(cmd, "dir", "role", "name")
 	return cmd

@@ -80,7 +80,12 @@ func (c *client) tls() (*tls.Config, error) {
 			return nil, nil
 		}
 	}
-	return c.files.ClientTLS(nil)
+	cfg, err := c.files.ClientTLS(nil)
+	if err != nil {
+		return nil, err
+	}
+	certs.RequireRole(cfg, true, controlPlanes()...)
+	return cfg, nil
 }
 
 func (c *client) token() (string, error) {

@@ -54,9 +54,15 @@ func (s *security) serverTLS(log *slog.Logger) (*tls.Config, error) {
 	return cfg, nil
 }
 
-// dialer returns a dialer for the other processes of the fleet. It speaks TLS
-// where there is a --tls-ca, and plaintext to loopback otherwise.
-func (s *security) dialer(log *slog.Logger) (*rpc.Dialer, error) {
+// controlPlanes and nodes are the roles of those that are dialled as such: the
+// certificate of an "up", which is a node as well, is a control plane's.
+func controlPlanes() []rpc.Role { return []rpc.Role{rpc.RoleControlPlane} }
+func nodes() []rpc.Role         { return []rpc.Role{rpc.RoleNode, rpc.RoleControlPlane} }
+
+// dialer returns a dialer for the other processes of the fleet that have one of
+// the roles. It speaks TLS where there is a --tls-ca, and plaintext to loopback
+// otherwise.
+func (s *security) dialer(log *slog.Logger, roles []rpc.Role) (*rpc.Dialer, error) {
 	d := &rpc.Dialer{Insecure: s.insecure, Log: log}
 	if s.files.CA == "" {
 		return d, nil
@@ -65,6 +71,7 @@ func (s *security) dialer(log *slog.Logger) (*rpc.Dialer, error) {
 	if err != nil {
 		return nil, usageError{err}
 	}
+	certs.RequireRole(cfg, false, roles...)
 	d.TLS = cfg
 	return d, nil
 }

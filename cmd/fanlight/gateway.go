@@ -196,11 +196,15 @@ func (a *app) runSignaling(ctx context.Context, f *gatewayFlags, control *contro
 	if err != nil {
 		return err
 	}
-	dialer, err := sec.dialer(log)
+	planeDialer, err := sec.dialer(log, controlPlanes())
 	if err != nil {
 		return err
 	}
-	cc, err := control.dial(dialer)
+	dialer, err := sec.dialer(log, nodes())
+	if err != nil {
+		return err
+	}
+	cc, err := control.dial(planeDialer)
 	if err != nil {
 		return err
 	}

@@ -185,7 +185,7 @@ func (a *app) runMediaNode(ctx context.Context, f *nodeFlags, control *controlFl
 	if err != nil {
 		return err
 	}
-	dialer, err := sec.dialer(log)
+	dialer, err := sec.dialer(log, controlPlanes())
 	if err != nil {
 		return err
 	}

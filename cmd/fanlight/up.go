@@ -115,7 +115,7 @@ func (u *up) open(ctx context.Context) (err error) {
 		return err
 	}
 	pipe := rpc.NewPipe(grpcLis.Addr().String())
-	if u.dialer, err = f.sec.dialer(u.log); err != nil {
+	if u.dialer, err = f.sec.dialer(u.log, nodes()); err != nil {
 		return err
 	}
 	u.dialer.Pipe = pipe

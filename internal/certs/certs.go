@@ -2,9 +2,11 @@
 // the TLS configurations of Fanlight's processes.
 //
 // The authority is a directory with ca.pem and ca-key.pem ([Init]). It issues
-// one certificate per process ([Authority.Issue]), good as a server's and as a
-// client's, whose URI names its owner: fanlight://node/node-1. Package rpc
-// reads that name back; host names and addresses serve only to verify servers.
+// one certificate per process ([Authority.Issue]), good as a client's and, but
+// for operators, as a server's, whose URI names its owner:
+// fanlight://node/node-1. Package rpc reads that name back from clients, and
+// [RequireRole] has clients look at that of servers, so that a node can't pass
+// as a control plane; host names and addresses serve only to verify servers.
 //
 // Keys are ECDSA P-256 (RFC 5480), which browsers accept as well, in files that
 // only their owner may read. There is no revocation and no renewal: a
@@ -115,7 +117,7 @@ type Request struct {
 	Role rpc.Role
 	Name string
 	// Hosts are the host names and IP addresses that the process is reached at.
-	// Empty: localhost, 127.0.0.1 and ::1.
+	// Empty: localhost, 127.0.0.1 and ::1. An operator has none.
 	Hosts    []string
 	Validity time.Duration // 0: DefaultValidity
 }
@@ -154,7 +156,11 @@ func (a *Authority) leaf(req Request) (*x509.Certificate, error) {
 	if err := checkValidity(req.Validity); err != nil {
 		return nil, err
 	}
-	if len(req.Hosts) == 0 {
+	serves := req.Role != rpc.RoleOperator
+	if !serves && len(req.Hosts) > 0 {
+		return nil, errors.New("hosts are for servers, and an operator is none; leave them out")
+	}
+	if serves && len(req.Hosts) == 0 {
 		req.Hosts = []string{"localhost", "127.0.0.1", "::1"}
 	}
 	tmpl, err := template(req.Validity)
@@ -171,7 +177,10 @@ func (a *Authority) leaf(req Request) (*x509.Certificate, error) {
 	tmpl.Subject = pkix.Name{CommonName: req.Name, OrganizationalUnit: []string{string(req.Role)}}
 	tmpl.URIs = []*url.URL{uri}
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
-	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	if serves {
+		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
+	}
 	for _, h := range req.Hosts {
 		if ip := net.ParseIP(h); ip != nil {
 			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -129,6 +130,7 @@ func TestRefusals(t *testing.T) {
 		"long":     {Role: rpc.RoleNode, Name: strings.Repeat("a", 64)},
 		"port":     {Role: rpc.RoleNode, Name: "a", Hosts: []string{"h:1"}},
 		"host":     {Role: rpc.RoleNode, Name: "a", Hosts: []string{"bad host"}},
+		"operator": {Role: rpc.RoleOperator, Name: "a", Hosts: []string{"h"}},
 		"validity": {Role: rpc.RoleNode, Name: "a", Validity: time.Second},
 	} {
 		if err := ca.Issue(req, filepath.Join(dir, "x.pem"), filepath.Join(dir, "x-key.pem")); err == nil {
@@ -231,6 +233,75 @@ func TestMutualTLS(t *testing.T) {
 	old.MinVersion, old.MaxVersion = tls.VersionTLS11, tls.VersionTLS11
 	if _, _, err := handshake(t, onServer, old); err == nil {
 		t.Error("TLS 1.1 was accepted")
+	}
+}
+
+// A server must be what it is dialled as.
+func TestRequireRole(t *testing.T) {
+	ca, dir := authority(t)
+	tlsOf := mustTLS(t)
+	servers := map[rpc.Role]*tls.Config{}
+	var files certs.Files
+	for _, r := range rpc.Roles() {
+		f := issue(t, ca, dir, certs.Request{Role: r, Name: string(r)})
+		servers[r] = tlsOf(f.ServerTLS(nil))
+		files.CA = f.CA
+	}
+	for _, tt := range []struct {
+		want []rpc.Role
+		ok   map[rpc.Role]bool
+	}{
+		{[]rpc.Role{rpc.RoleControlPlane}, map[rpc.Role]bool{rpc.RoleControlPlane: true}},
+		{[]rpc.Role{rpc.RoleNode, rpc.RoleControlPlane}, map[rpc.Role]bool{rpc.RoleControlPlane: true, rpc.RoleNode: true}},
+	} {
+		for role, server := range servers {
+			for _, unnamed := range []bool{false, true} {
+				client := tlsOf(files.ClientTLS(nil))
+				certs.RequireRole(client, unnamed, tt.want...)
+				if _, _, err := handshake(t, server, client); (err == nil) != tt.ok[role] {
+					t.Errorf("a %s dialled as one of %v (unnamed: %v): %v", role, tt.want, unnamed, err)
+				}
+			}
+		}
+	}
+	client := tlsOf(files.ClientTLS(nil))
+	if _, _, err := handshake(t, servers[rpc.RoleOperator], client); err == nil {
+		t.Error("an operator's certificate is good for a server")
+	}
+}
+
+// Authorities that know nothing of roles sign certificates without our URI.
+func TestUnnamedServer(t *testing.T) {
+	node, err := url.Parse("fanlight://node/n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad, err := url.Parse("fanlight://king/n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		uris            []*url.URL
+		strict, unnamed bool // whether it is accepted
+	}{
+		"none":      {nil, false, true},
+		"malformed": {[]*url.URL{bad}, false, false},
+		"two":       {[]*url.URL{node, node}, false, false},
+		"other":     {[]*url.URL{node}, false, false},
+		"foreign":   {[]*url.URL{{Scheme: "spiffe", Host: "example", Path: "/cp"}}, false, true},
+	} {
+		state := tls.ConnectionState{PeerCertificates: []*x509.Certificate{{URIs: tt.uris}}}
+		for _, unnamed := range []bool{false, true} {
+			cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+			certs.RequireRole(cfg, unnamed, rpc.RoleControlPlane)
+			want := tt.strict
+			if unnamed {
+				want = tt.unnamed
+			}
+			if err := cfg.VerifyConnection(state); (err == nil) != want {
+				t.Errorf("%s (unnamed: %v): %v", name, unnamed, err)
+			}
+		}
 	}
 }
 

@@ -5,10 +5,17 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
+	"slices"
 	"sync"
 	"time"
+
+	"fanlight/internal/rpc"
 )
+
+// identityScheme is that of the URIs which package rpc reads.
+const identityScheme = "fanlight"
 
 // recheck is how long a change of a certificate's files may go unnoticed.
 const recheck = time.Second
@@ -85,6 +92,31 @@ func (f Files) ClientTLS(onError func(error)) (*tls.Config, error) {
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair.get(), nil }
 	}
 	return cfg, nil
+}
+
+// RequireRole has a client refuse servers whose certificate names none of the
+// roles; that it is of the right authority and host is verified before. With
+// unnamed, a certificate without any fanlight:// URI is accepted as well: that
+// of an authority which knows nothing of roles.
+func RequireRole(cfg *tls.Config, unnamed bool, roles ...rpc.Role) {
+	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		if len(state.PeerCertificates) == 0 {
+			return errors.New("the server has no certificate")
+		}
+		leaf := state.PeerCertificates[0]
+		named := slices.ContainsFunc(leaf.URIs, func(u *url.URL) bool { return u.Scheme == identityScheme })
+		if !named && unnamed {
+			return nil
+		}
+		id, err := rpc.CertificateIdentity(leaf)
+		if err != nil {
+			return fmt.Errorf("server: %w; it must be of the role %v", err, roles)
+		}
+		if !slices.Contains(roles, id.Role) {
+			return fmt.Errorf("the server's certificate is of the %s %q, and must be of the role %v", id.Role, id.Name, roles)
+		}
+		return nil
+	}
 }
 
 // Leaf returns the certificate itself, to see whom it names.
