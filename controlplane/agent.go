@@ -178,6 +178,9 @@ func checkHello(h *controlv1.Hello) error {
 	if h.GetSessionAddress() == "" {
 		return invalid("session_address", "must not be empty; gateways dial it")
 	}
+	if !isHostPort(h.GetSessionAddress()) {
+		return invalid("session_address", "must be host:port, a host name or IP address with a port from 1 to 65535; gateways dial it")
+	}
 	if len(h.GetMediaAddresses()) > maxAddresses {
 		return invalid("media_addresses", "has %d; at most %d are allowed", len(h.GetMediaAddresses()), maxAddresses)
 	}

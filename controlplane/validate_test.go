@@ -210,6 +210,18 @@ func TestEndpoint(t *testing.T) {
 	}
 }
 
+func TestHostPort(t *testing.T) {
+	for in, want := range map[string]bool{
+		"192.0.2.1:9091": true, "[2001:db8::1]:9091": true, "node-1.example:1": true, "a:65535": true,
+		"": false, "a": false, "a:": false, ":9091": false, "a:0": false, "a:65536": false, "a:http": false, "[::1]": false,
+		"unix:///run/x": false, "dns:///a:1": false, "passthrough:///a:1": false, "a/b:1": false, "u@a:1": false, "a:1:2": false, "a:-1": false,
+	} {
+		if got := isHostPort(in); got != want {
+			t.Errorf("%q: %v", in, got)
+		}
+	}
+}
+
 func TestNetworks(t *testing.T) {
 	networks := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}
 	for url, ok := range map[string]bool{
