@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -56,6 +57,7 @@ type agent struct {
 	stream controlv1.AgentService_SyncServer
 	id     fleet.NodeID
 	end    context.CancelCauseFunc // ends the call
+	ended  <-chan struct{}         // closed when the call ends, or its connection is lost
 
 	reports reports
 
@@ -82,7 +84,9 @@ func (s *agentService) Sync(stream controlv1.AgentService_SyncServer) error {
 	if err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
-	srv.replaceAgent(a)
+	if err := srv.replaceAgent(a); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
 	defer srv.forgetAgent(a)
 	if err := a.register(ctx, nil); err != nil {
 		return fmt.Errorf("sync: %w", err)
@@ -149,6 +153,7 @@ func (s *Server) newAgent(ctx context.Context, h *controlv1.Hello, stream contro
 		stream: stream,
 		id:     id,
 		end:    end,
+		ended:  ctx.Done(),
 		node: &controlv1.Node{
 			Name:           id.Name(),
 			SessionAddress: h.GetSessionAddress(),
@@ -196,15 +201,43 @@ func checkHello(h *controlv1.Hello) error {
 	return checkLabels("labels", h.GetLabels())
 }
 
-// replaceAgent makes a stream its node's, and ends the one before.
-func (s *Server) replaceAgent(a *agent) {
+// replaceAgent makes a stream its node's, and ends the one before. It refuses
+// that to another process of the same name while the stream before is open:
+// they would replace each other for ever, and both pull the same cameras. A
+// process that has died leaves no stream for long: its machine resets the
+// connection at once, and one to a machine that is gone ends with the pings.
+func (s *Server) replaceAgent(a *agent) error {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	old := s.agents[a.id]
+	if old != nil && !isDone(old.ended) && old.bootID() != a.bootID() {
+		a.log.Warn("node refused: another process of its name is connected", "boot_id", a.bootID(), "connected", old.bootID())
+		return fmt.Errorf("node %q: give each process its own --node: %w", a.id, fleet.NodeNameTaken)
+	}
 	s.agents[a.id] = a
-	s.mu.Unlock()
 	if old != nil {
 		old.end(errReplaced)
 	}
+	return nil
+}
+
+func (a *agent) bootID() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.node.GetBootId()
+}
+
+// keeps tells whether a node is registered by a stream of this replica.
+func (s *Server) keeps(n *store.Node) bool {
+	s.mu.Lock()
+	a := s.agents[n.ID]
+	s.mu.Unlock()
+	if a == nil {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.lease != nil && a.lease.ID() == n.Lease
 }
 
 func (s *Server) forgetAgent(a *agent) {
@@ -318,7 +351,10 @@ func (a *agent) run(ctx context.Context, requests <-chan *controlv1.SyncRequest,
 	srv.cache.subscribeAgent(sub, a.id)
 	defer srv.cache.unsubscribeAgent(sub, a.id)
 	a.mu.Lock()
-	welcome := &controlv1.Welcome{LeaseTtlMs: a.lease.TTL.Milliseconds()}
+	welcome := &controlv1.Welcome{
+		LeaseTtlMs: a.lease.TTL.Milliseconds(),
+		Cluster:    strconv.FormatUint(srv.store.ClusterID(), 16),
+	}
 	a.mu.Unlock()
 	if err := a.stream.Send(&controlv1.SyncResponse{Message: &controlv1.SyncResponse_Welcome{Welcome: welcome}}); err != nil {
 		return fmt.Errorf("send: %w", err)

@@ -26,6 +26,7 @@ type cache struct {
 	mu          sync.RWMutex // guards the rest
 	revision    int64        // everything up to here is in
 	moved       chan struct{}
+	outages     int // how often the watch was interrupted
 	cameras     map[fleet.CameraID]*store.Camera
 	assignments map[fleet.CameraID]*store.Assignment
 	observed    map[fleet.CameraID]*store.Observed
@@ -63,6 +64,9 @@ func (c *cache) run(ctx context.Context) {
 			return
 		}
 		c.log.Warn("watch of the store interrupted", "error", err)
+		c.mu.Lock()
+		c.outages++
+		c.mu.Unlock()
 		if backoff.Sleep(ctx) != nil {
 			return
 		}
@@ -81,6 +85,14 @@ func (c *cache) follow(ctx context.Context, loaded *bool) error {
 		close(c.ready)
 	}
 	return c.store.Watch(ctx, rev, c.apply)
+}
+
+// interruptions returns how often the watch was interrupted. What was missed
+// comes after it has been counted.
+func (c *cache) interruptions() int {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.outages
 }
 
 // waitReady waits until everything has been loaded once.
@@ -283,7 +295,8 @@ func (c *cache) applyNode(e store.Event) {
 	c.interest.agent(id) // whose lease may be another's now
 	now := c.nodes[id]
 	if old != nil && now != nil && samePlace(old, now) {
-		return // its load, which moves nothing
+		c.interest.planLoad(id) // which moves nothing, but weighs when something is placed
+		return
 	}
 	c.interest.planNode(id)
 	for camera := range c.byNode[id] {

@@ -29,6 +29,12 @@
 // itself dies, the lease lives for [Config.LeaseTTL]. Until a lease has ended
 // nothing moves.
 //
+// That a lease has ended says little after an outage of the control plane or of
+// its store, during which nobody renewed it. So a new leader, and one that could
+// not reach the store, gives nodes [Config.SettleTime] to come back: until then
+// those that were not seen alive since keep their cameras, though they are given
+// no new ones. What has no node is placed at once on the nodes that are there.
+//
 // A camera that accepts a single RTSP session is given to another node only
 // LeaseTTL and 6 s after its node was seen to be gone: by then that node has
 // stopped pulling, even if it is alive and was merely cut off. A replica that
@@ -37,8 +43,10 @@
 // # What it does not do
 //
 // It never touches media, and never dials a camera. It moves a camera by
-// telling two nodes, not make-before-break. It does not authenticate: package
-// rpc does, from [Services].
+// telling two nodes, not make-before-break. It does not rebalance: a node that
+// joins is given new cameras and those of nodes that go, never any that has a
+// place; an operator drains a node to empty it. It does not authenticate:
+// package rpc does, from [Services].
 package controlplane
 
 import (
@@ -63,6 +71,11 @@ import (
 // start, or a change of its own.
 const readyWait = 5 * time.Second
 
+// settleTime is longer than any node needs to come back to a control plane that
+// is there again: its agent waits for 2 s at most, its connection for 1 s, a
+// try takes up to 3 s, and the control plane answers when it has read its state.
+const settleTime = 10 * time.Second
+
 // Services says which role may call each of the services.
 var Services = map[string]rpc.Role{
 	controlv1.CameraService_ServiceDesc.ServiceName: rpc.RoleOperator,
@@ -81,6 +94,9 @@ type Config struct {
 	// LeaseTTL is how long a node's lease, and a leader's, lives without being
 	// renewed; in whole seconds. 0: 3 s.
 	LeaseTTL time.Duration
+	// SettleTime is how long nodes have to come back after an election or an
+	// outage of the store; longer than they wait between two tries. 0: 10 s.
+	SettleTime time.Duration
 	// ReplicaName tells this replica from the others. After a restart under the
 	// same name it can lead at once. Empty: the embedded etcd member's name, or
 	// a random one.
@@ -102,7 +118,7 @@ type Server struct {
 	cache *cache
 	stop  chan struct{} // closed when Run ends
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the rest; taken before an agent's
 	running bool
 	agents  map[fleet.NodeID]*agent // the node's latest stream here
 }
@@ -121,10 +137,13 @@ func New(cfg Config) (*Server, error) {
 	if cfg.LeaseTTL == 0 {
 		cfg.LeaseTTL = 3 * time.Second
 	}
+	if cfg.SettleTime == 0 {
+		cfg.SettleTime = settleTime
+	}
 	if cfg.CompactEvery == 0 {
 		cfg.CompactEvery = 5 * time.Minute
 	}
-	if cfg.NodeGrace < 0 || cfg.LeaseTTL < 0 || cfg.CompactEvery < 0 {
+	if cfg.NodeGrace < 0 || cfg.LeaseTTL < 0 || cfg.SettleTime < 0 || cfg.CompactEvery < 0 {
 		return nil, errors.New("control plane: durations must not be negative")
 	}
 	if cfg.ReplicaName == "" {

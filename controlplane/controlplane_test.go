@@ -202,6 +202,8 @@ type node struct {
 	r      *replica
 	stream controlv1.AgentService_SyncClient
 	cancel context.CancelFunc
+	// welcome is the control plane's; nil before it.
+	welcome *controlv1.Welcome
 }
 
 // connect connects a node and takes the welcome.
@@ -222,6 +224,7 @@ func (r *replica) connect(h *controlv1.Hello) *node {
 	if resp.GetWelcome().GetLeaseTtlMs() <= 0 {
 		r.t.Fatalf("got %v, want a welcome", resp)
 	}
+	n.welcome = resp.GetWelcome()
 	return n
 }
 

@@ -2,6 +2,8 @@ package controlplane_test
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -210,7 +212,7 @@ func TestSingleSessionCameraWaits(t *testing.T) {
 func TestSecondStreamReplacesTheFirst(t *testing.T) {
 	r := start(t, options{})
 	r.create(camera("lobby"))
-	first := r.connect(&controlv1.Hello{Node: "nodes/n1", BootId: "a"})
+	first := r.connect(&controlv1.Hello{Node: "nodes/n1", BootId: "b"})
 	g := first.until("lobby")["cameras/lobby"].GetGeneration()
 	second := r.connect(&controlv1.Hello{Node: "nodes/n1", BootId: "b"})
 	if got := second.until("lobby")["cameras/lobby"].GetGeneration(); got != g {
@@ -227,6 +229,64 @@ func TestSecondStreamReplacesTheFirst(t *testing.T) {
 	n, err := r.nodes.GetNode(r.ctx(), &controlv1.GetNodeRequest{Name: "nodes/n1"})
 	if err != nil || n.GetNode().GetBootId() != "b" || n.GetNode().GetState() != controlv1.Node_STATE_READY || n.GetNode().GetAssignedCameras() != 1 {
 		t.Errorf("got %v, %v", n, err)
+	}
+}
+
+// Another process may not take the name of one that is connected, and may once
+// that is gone.
+func TestNodeNameTaken(t *testing.T) {
+	r := start(t, options{config: controlplane.Config{NodeGrace: wait}})
+	r.create(camera("lobby"))
+	first := r.connect(&controlv1.Hello{Node: "nodes/n1", BootId: "a"})
+	g := first.until("lobby")["cameras/lobby"].GetGeneration()
+	hello := &controlv1.Hello{Node: "nodes/n1", BootId: "b", SessionAddress: "a:1"}
+	for range 3 {
+		n := r.dial()
+		n.send(&controlv1.SyncRequest{Message: &controlv1.SyncRequest_Hello{Hello: hello}})
+		if _, err := n.stream.Recv(); !errors.Is(err, fleet.NodeNameTaken) || !strings.Contains(err.Error(), "--node") {
+			t.Fatalf("another process got %v", err)
+		}
+	}
+	r.create(camera("yard"))
+	first.until("lobby", "yard") // its stream goes on
+
+	first.cancel()
+	r.eventually("the restarted process is let in", func() bool {
+		n := r.dial()
+		n.send(&controlv1.SyncRequest{Message: &controlv1.SyncRequest_Hello{Hello: hello}})
+		resp, err := n.stream.Recv()
+		if err != nil {
+			return false
+		}
+		if resp.GetWelcome() == nil {
+			t.Fatalf("got %v, want a welcome", resp)
+		}
+		if got := n.until("lobby", "yard")["cameras/lobby"].GetGeneration(); got != g {
+			t.Errorf("generation %d, was %d", got, g)
+		}
+		return true
+	})
+}
+
+// A node's load, which changes all the time, weighs when a camera is placed.
+func TestLoadIsPlacedBy(t *testing.T) {
+	r := start(t, options{})
+	busy := r.connect(&controlv1.Hello{Node: "nodes/n1", Capacity: &controlv1.NodeCapacity{Viewers: 100}})
+	r.connect(&controlv1.Hello{Node: "nodes/n2", Capacity: &controlv1.NodeCapacity{Viewers: 100}})
+	r.create(camera("first")) // both nodes are known to the planner
+	r.eventually("placed", func() bool { return r.get("first").GetStatus().GetNode() != "" })
+	busy.send(&controlv1.SyncRequest{Message: &controlv1.SyncRequest_Report{Report: &controlv1.Report{Load: &controlv1.NodeLoad{Viewers: 90}}}})
+	r.eventually("the load is known", func() bool {
+		n, err := r.nodes.GetNode(r.ctx(), &controlv1.GetNodeRequest{Name: "nodes/n1"})
+		return err == nil && n.GetNode().GetLoad().GetViewers() == 90
+	})
+	for i := range 8 {
+		id := fmt.Sprintf("c-%d", i)
+		r.create(camera(id))
+		r.eventually("placed", func() bool { return r.get(id).GetStatus().GetNode() != "" })
+		if at := r.get(id).GetStatus().GetNode(); at != "nodes/n2" {
+			t.Errorf("%s was given to the busy node", id)
+		}
 	}
 }
 

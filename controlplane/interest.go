@@ -70,7 +70,16 @@ func (i *interest) mark(subs subscribers, id fleet.CameraID) {
 
 func (i *interest) node(id fleet.NodeID)     { i.markNode(i.ofNodes, id) }
 func (i *interest) planNode(id fleet.NodeID) { i.markNode(i.ofPlan, id) }
-func (i *interest) agent(id fleet.NodeID)    { i.markNode(i.agents[id], id) }
+
+// planLoad has a node taken in with the next plan, whenever that is.
+func (i *interest) planLoad(id fleet.NodeID) {
+	for s := range i.ofPlan {
+		s.nodes[id] = struct{}{}
+		s.dirty = true
+	}
+}
+
+func (i *interest) agent(id fleet.NodeID) { i.markNode(i.agents[id], id) }
 
 func (i *interest) markNode(subs subscribers, id fleet.NodeID) {
 	for s := range subs {
@@ -165,7 +174,8 @@ func (c *cache) take(s *subscriber) (cameras map[fleet.CameraID]struct{}, nodes 
 	return cameras, nodes, c.revision
 }
 
-// markAll marks every camera and node for s.
+// markAll marks every camera for s, and every node that is connected or that
+// cameras are assigned to.
 func (c *cache) markAll(s *subscriber) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -173,6 +183,9 @@ func (c *cache) markAll(s *subscriber) {
 		s.cameras[id] = struct{}{}
 	}
 	for id := range c.nodes {
+		s.nodes[id] = struct{}{}
+	}
+	for id := range c.byNode {
 		s.nodes[id] = struct{}{}
 	}
 	s.dirty = true

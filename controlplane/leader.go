@@ -52,6 +52,7 @@ func (s *Server) leadOnce(ctx context.Context, leader *store.Leader) {
 		leader:    leader,
 		sub:       newSubscriber(),
 		planner:   placement.NewPlanner(),
+		outages:   s.cache.interruptions(),
 		gone:      make(map[fleet.NodeID]time.Time),
 		deadlines: make(map[fleet.NodeID]time.Time),
 	}
@@ -64,7 +65,7 @@ func (s *Server) leadOnce(ctx context.Context, leader *store.Leader) {
 			return
 		}
 	}
-	s.cache.markAll(p.sub)
+	p.settle(time.Now(), leader.Revision)
 
 	compact := time.NewTicker(s.cfg.CompactEvery)
 	defer compact.Stop()
@@ -139,6 +140,15 @@ type planner struct {
 	leader  *store.Leader
 	sub     *subscriber
 	planner *placement.Planner
+
+	// After an election, and after the store could not be reached, nodes that
+	// nobody has seen alive since may be on their way back: see takeNode.
+	outages int                       // of the cache's watch, as far as noticed
+	since   int64                     // the revision of the election, or after the outage
+	settled time.Time                 // from then on, who is not there is gone
+	seen    map[fleet.NodeID]struct{} // the nodes that have been alive since
+	awaited map[fleet.NodeID]struct{} // those that may be on their way
+
 	// gone has the nodes that cameras are assigned to and that are not
 	// connected, with when that was first seen.
 	gone map[fleet.NodeID]time.Time
@@ -153,21 +163,24 @@ func (p *planner) plan(ctx context.Context) (time.Duration, error) {
 	srv := p.server
 	cameras, nodes, revision := srv.cache.take(p.sub)
 	now := time.Now()
+	if n := srv.cache.interruptions(); n != p.outages {
+		p.outages = n
+		srv.log.Warn("the store was out of reach; nodes have time to come back", "time", srv.cfg.SettleTime)
+		p.settle(now, revision)
+	}
 	for id := range nodes {
-		p.takeNode(id)
+		p.takeNode(id, now)
 	}
 	for id := range cameras {
 		p.takeCamera(id)
 	}
-	wait := p.passDeadlines(now)
+	wait := sooner(p.passDeadlines(now), p.giveUp(now))
 	result := p.planner.Plan(placement.Options{})
 	if len(result.Assignments) == 0 {
 		return wait, nil
 	}
 	decisions, held := p.decide(result, now, revision)
-	if held > 0 && (wait == 0 || held < wait) {
-		wait = held
-	}
+	wait = sooner(wait, held)
 	if len(decisions) == 0 {
 		return wait, nil
 	}
@@ -195,13 +208,68 @@ func (p *planner) lookAgain(decisions []store.Decision) {
 	p.sub.dirty = true
 }
 
-// takeNode tells the planner what a node is now.
-func (p *planner) takeNode(id fleet.NodeID) {
+// sooner returns the shorter of two waits, of which 0 is for ever.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// settle gives nodes time to come back: nobody knows which of them have been
+// alive since a revision. The next plan takes everything in anew.
+func (p *planner) settle(now time.Time, since int64) {
+	p.since, p.settled = since, now.Add(p.server.cfg.SettleTime)
+	p.seen = make(map[fleet.NodeID]struct{})
+	p.awaited = make(map[fleet.NodeID]struct{})
+	p.server.cache.markAll(p.sub)
+}
+
+// giveUp takes the nodes from the planner that have not come back in time, and
+// returns how long the others have; 0: there are none.
+func (p *planner) giveUp(now time.Time) time.Duration {
+	if len(p.awaited) == 0 {
+		return 0
+	}
+	if d := p.settled.Sub(now); d > 0 {
+		return d
+	}
+	for id := range p.awaited {
+		p.server.log.Info("node has not come back", "node", id)
+		p.planner.DeleteNode(id)
+	}
+	clear(p.awaited)
+	return 0
+}
+
+// takeNode tells the planner what a node is now. One that is not registered is
+// gone if it was seen alive, and its cameras go elsewhere at once. If it was
+// not, this replica only knows that its lease has run out, perhaps because
+// nobody could renew it: until all is settled, the node counts as alive.
+//
+// A key that is older than the election or the outage proves nothing. Leases
+// outlive both, whether or not the node has.
+func (p *planner) takeNode(id fleet.NodeID, now time.Time) {
 	v, _ := p.server.cache.node(id)
 	delete(p.deadlines, id)
+	delete(p.awaited, id)
+	if v.drain != nil {
+		p.deadlines[id] = v.drain.Drain.GetDeadline().AsTime()
+	}
 	if v.node == nil {
-		p.planner.DeleteNode(id)
+		if _, seen := p.seen[id]; seen || v.cameras == 0 || !now.Before(p.settled) {
+			p.planner.DeleteNode(id)
+			return
+		}
+		p.awaited[id] = struct{}{}
+		if _, ok := p.gone[id]; !ok {
+			p.gone[id] = now
+		}
+		p.planner.AwaitNode(id, v.drain != nil)
 		return
+	}
+	if v.node.Revision > p.since || p.server.keeps(v.node) {
+		p.seen[id] = struct{}{}
 	}
 	delete(p.gone, id)
 	n := v.node.Registered
@@ -219,9 +287,6 @@ func (p *planner) takeNode(id fleet.NodeID) {
 		Viewers:   int(n.GetLoad().GetViewers()),
 		EgressBPS: n.GetLoad().GetEgressBps(),
 	})
-	if v.drain != nil {
-		p.deadlines[id] = v.drain.Drain.GetDeadline().AsTime()
-	}
 }
 
 // takeCamera tells the planner what a camera is now.
@@ -302,7 +367,8 @@ func (p *planner) decide(result placement.Result, now time.Time, revision int64)
 }
 
 // hold returns how long a camera that accepts one RTSP session must not be
-// given to another node, because its own may still pull it.
+// given to another node, because its own may still pull it. Etcd may live by
+// longer leases than were asked for; it grants a leader's and a node's alike.
 func (p *planner) hold(v cameraView, now time.Time) time.Duration {
 	node := nodeOf(v.assignment)
 	if v.camera.Desired.GetMaxSessions() != 1 || v.camera.Desired.GetDisabled() || node == "" || v.node != nil {
@@ -313,5 +379,5 @@ func (p *planner) hold(v cameraView, now time.Time) time.Duration {
 		since = now
 		p.gone[node] = now
 	}
-	return since.Add(p.server.cfg.LeaseTTL + afterLease).Sub(now)
+	return since.Add(max(p.server.cfg.LeaseTTL, p.leader.TTL) + afterLease).Sub(now)
 }

@@ -86,6 +86,125 @@ func TestRestart(t *testing.T) {
 	late.until(func() bool { return late.have["cameras/new"] != nil })
 }
 
+// outage is a control plane that was away for so long that all leases ran out,
+// with cameras that were on two nodes before.
+type outage struct {
+	*replica
+	on map[string]map[string]int64 // node → camera → generation
+}
+
+// afterOutage returns one that is there again, and no node yet.
+func afterOutage(t *testing.T, settle time.Duration) outage {
+	t.Helper()
+	opt := options{store: store.Config{DataDir: t.TempDir()}, config: controlplane.Config{LeaseTTL: time.Second, SettleTime: settle}}
+	r := start(t, opt)
+	r.connect(&controlv1.Hello{Node: "nodes/n1"})
+	r.connect(&controlv1.Hello{Node: "nodes/n2"})
+	o := outage{on: make(map[string]map[string]int64)}
+	for i := range 8 {
+		id := fmt.Sprintf("c-%d", i)
+		r.create(camera(id))
+		r.eventually("assigned", func() bool { return r.get(id).GetStatus().GetNode() != "" })
+		st := r.get(id).GetStatus()
+		if o.on[st.GetNode()] == nil {
+			o.on[st.GetNode()] = make(map[string]int64)
+		}
+		o.on[st.GetNode()][id] = st.GetGeneration()
+	}
+	if len(o.on["nodes/n1"]) == 0 || len(o.on["nodes/n2"]) == 0 {
+		t.Fatalf("one node has all: %v", o.on)
+	}
+	r.stop()
+	o.replica = start(t, opt)
+	return o
+}
+
+// gone waits until a node's lease has run out.
+func (o outage) gone(node string) {
+	o.t.Helper()
+	o.eventually(node+"'s lease has run out", func() bool {
+		n, err := o.nodes.GetNode(o.ctx(), &controlv1.GetNodeRequest{Name: node})
+		return errors.Is(err, fleet.NodeNotFound) || n.GetNode().GetState() != controlv1.Node_STATE_READY
+	})
+}
+
+// keeps checks that a node has the assignments that it had. The status names no
+// node that is not connected.
+func (o outage) keeps(node string) {
+	o.t.Helper()
+	for id, g := range o.on[node] {
+		st := o.get(id).GetStatus()
+		if at := st.GetNode(); at != node && at != "" || st.GetGeneration() != g {
+			o.t.Errorf("%s was at %s, generation %d, and is %v", id, node, g, st)
+		}
+	}
+}
+
+// A node that comes back later than the others, and than its lease lived, keeps
+// its cameras. One that goes afterwards loses them at once.
+func TestOutageTakesNothing(t *testing.T) {
+	o := afterOutage(t, 2*wait)
+	first := o.connect(&controlv1.Hello{Node: "nodes/n1"})
+	o.create(camera("new")) // waits for nobody
+	o.eventually("the new camera is placed", func() bool { return o.get("new").GetStatus().GetNode() == "nodes/n1" })
+	o.gone("nodes/n2")
+	time.Sleep(time.Second) // for what must not happen
+	o.keeps("nodes/n1")
+	o.keeps("nodes/n2")
+	late := o.connect(&controlv1.Hello{Node: "nodes/n2"})
+	if got := late.set(); len(got.GetCameras()) != len(o.on["nodes/n2"]) {
+		t.Errorf("the late node is to run %v", got)
+	}
+	o.keeps("nodes/n1")
+	o.keeps("nodes/n2")
+
+	first.cancel()
+	o.eventually("a node that is lost under this leader loses its cameras", func() bool {
+		for id := range o.on["nodes/n1"] {
+			if o.get(id).GetStatus().GetNode() != "nodes/n2" {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// A node that does not come back loses its cameras in the end.
+func TestOutageEnds(t *testing.T) {
+	const settle = 5 * time.Second
+	from := time.Now()
+	o := afterOutage(t, settle)
+	o.connect(&controlv1.Hello{Node: "nodes/n1"})
+	o.eventually("the cameras of the node that is gone move", func() bool {
+		for id := range o.on["nodes/n2"] {
+			if o.get(id).GetStatus().GetNode() != "nodes/n1" {
+				return false
+			}
+		}
+		return true
+	})
+	if d := time.Since(from); d < settle {
+		t.Errorf("they moved after %v, before the nodes' %v", d, settle)
+	}
+	o.keeps("nodes/n1")
+}
+
+// Nodes are told which etcd their generations come from.
+func TestWelcomeNamesTheCluster(t *testing.T) {
+	clusters := make(map[string]bool)
+	for range 2 {
+		dir := t.TempDir()
+		for range 2 {
+			r := start(t, options{store: store.Config{DataDir: dir}})
+			clusters[r.connect(&controlv1.Hello{Node: "nodes/n1"}).welcome.GetCluster()] = true
+			r.stop()
+		}
+	}
+	if len(clusters) != 2 || clusters[""] {
+		t.Errorf("two clusters, each started twice, were called %v", clusters)
+	}
+}
+
 // TestKill kills a control plane without a warning, twice.
 func TestKill(t *testing.T) {
 	if dir := os.Getenv(childDir); dir != "" {

@@ -43,7 +43,7 @@ func (v cameraView) status() *controlv1.CameraStatus {
 		st.Message = "the camera is disabled; enable it to have it pulled"
 	case nodeOf(a) != "" && v.node == nil:
 		st.Reason = controlv1.Reason_REASON_MOVING
-		st.Message = "the node that had the camera is gone; another will take it"
+		st.Message = "the node that had the camera is not connected; it or another will take it"
 	case nodeOf(a) != "" && v.isObserved():
 		return proto.CloneOf(v.observed.Status)
 	case nodeOf(a) != "":

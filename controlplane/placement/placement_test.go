@@ -2,6 +2,7 @@ package placement
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -310,4 +311,52 @@ func steadyPlanner(cameras, nodes int) (*Planner, map[fleet.CameraID]fleet.NodeI
 		p.Assign(id, a.Node)
 	}
 	return p, at
+}
+
+// A node that may be on its way back keeps what it has and is given nothing.
+func TestAwaitedNode(t *testing.T) {
+	p := NewPlanner()
+	p.PutNode(Node{ID: "a", Labels: map[string]string{"site": "x"}})
+	p.PutNode(Node{ID: "b"})
+	p.PutCamera(Camera{ID: "c", Selector: map[string]string{"site": "x"}})
+	p.PutCamera(Camera{ID: "d"})
+	p.Assign("c", "a")
+	p.Assign("d", "a")
+	placed := func(what string, want map[fleet.CameraID]fleet.NodeID) {
+		t.Helper()
+		got := make(map[fleet.CameraID]fleet.NodeID)
+		for id, a := range p.Plan(Options{}).Assignments {
+			got[id] = a.Node
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: planned %v, want %v", what, got, want)
+		}
+	}
+	type plan = map[fleet.CameraID]fleet.NodeID
+	p.AwaitNode("a", false)
+	placed("awaited", plan{})
+	p.PutCamera(Camera{ID: "e"})
+	placed("a new camera", plan{"e": "b"})
+	p.DeleteCamera("e")
+	p.AwaitNode("a", true)
+	placed("awaited and drained", plan{"d": "b"})
+	p.AwaitNode("a", false)
+	p.PutCamera(Camera{ID: "d", Disabled: true})
+	placed("disabled", plan{"d": ""})
+	p.PutCamera(Camera{ID: "d"})
+	placed("enabled again", plan{})
+	p.DeleteNode("a")
+	placed("gone", plan{"c": "", "d": "b"})
+	p.AwaitNode("a", false)
+	p.PutNode(Node{ID: "a", Labels: map[string]string{"site": "x"}})
+	placed("back", plan{})
+	// One that was never seen alive: its labels are unknown.
+	p = NewPlanner()
+	p.AwaitNode("a", false)
+	p.PutNode(Node{ID: "b"})
+	p.PutCamera(Camera{ID: "c", Selector: map[string]string{"site": "x"}})
+	p.Assign("c", "a")
+	placed("unknown", plan{})
+	p.PutNode(Node{ID: "a"})
+	placed("back without the label", plan{"c": ""})
 }

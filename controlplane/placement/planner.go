@@ -18,7 +18,7 @@ import (
 // not safe for concurrent use.
 type Planner struct {
 	cameras map[fleet.CameraID]*camera
-	nodes   map[fleet.NodeID]*node // those alive, and those gone that cameras are still assigned to
+	nodes   map[fleet.NodeID]*node // those alive or awaited, and those gone that cameras are still assigned to
 	alive   []*node                // by id
 	groups  map[string]*group      // by selector
 	pending map[*camera]struct{}   // the cameras that are not settled
@@ -40,6 +40,7 @@ type node struct {
 	Node
 	hash    uint64
 	alive   bool
+	awaited bool // not alive as far as is known, and may be: keeps what it has
 	cameras map[*camera]struct{}
 	ingress int64   // of cameras, bits per second
 	demand  float64 // the load by viewers and egress, as a share of full
@@ -127,6 +128,7 @@ func (p *Planner) Assign(id fleet.CameraID, at fleet.NodeID) {
 // PutNode says that a node is alive, or that something of it changed.
 func (p *Planner) PutNode(nd Node) {
 	n := p.node(nd.ID)
+	n.awaited = false
 	settled := n.alive && n.Draining == nd.Draining && maps.Equal(n.Labels, nd.Labels)
 	regroup := !n.alive || !maps.Equal(n.Labels, nd.Labels)
 	if regroup && n.alive {
@@ -159,16 +161,33 @@ func (p *Planner) PutNode(nd Node) {
 // Assign says otherwise, so that nothing moves if it is back before a plan.
 func (p *Planner) DeleteNode(id fleet.NodeID) {
 	n, ok := p.nodes[id]
-	if !ok || !n.alive {
+	if !ok || !n.alive && !n.awaited {
 		return
 	}
-	n.alive = false
-	p.alive = remove(p.alive, n)
-	p.ungroup(n)
+	p.lay(n, false)
+	p.forget(n)
+}
+
+// AwaitNode says that a node is not known to be alive, but may well be: it is
+// given nothing, and what it has stays, whatever its labels were, until PutNode
+// or DeleteNode says what has become of it. If draining, cameras that others
+// can take leave it.
+func (p *Planner) AwaitNode(id fleet.NodeID, draining bool) {
+	n := p.node(id)
+	n.Draining = draining
+	p.lay(n, true)
+}
+
+// lay takes a node from those alive.
+func (p *Planner) lay(n *node, awaited bool) {
+	if n.alive {
+		p.alive = remove(p.alive, n)
+		p.ungroup(n)
+	}
+	n.alive, n.awaited = false, awaited
 	for cam := range n.cameras {
 		p.refresh(cam)
 	}
-	p.forget(n)
 }
 
 // node returns a node's entry, and makes one of a node that is not alive.
@@ -183,7 +202,7 @@ func (p *Planner) node(id fleet.NodeID) *node {
 
 // forget drops a node that nobody needs any more.
 func (p *Planner) forget(n *node) {
-	if !n.alive && len(n.cameras) == 0 {
+	if !n.alive && !n.awaited && len(n.cameras) == 0 {
 		delete(p.nodes, n.ID)
 	}
 }
@@ -216,7 +235,10 @@ func (p *Planner) refresh(cam *camera) {
 // mustLeave tells whether a camera cannot be where it is, even if no other node
 // can take it.
 func (c *camera) mustLeave() bool {
-	return c.at == nil || c.disabled || !c.at.alive || !matches(c.group.selector, c.at.Labels)
+	if c.at == nil || c.disabled {
+		return true
+	}
+	return !c.at.awaited && (!c.at.alive || !matches(c.group.selector, c.at.Labels))
 }
 
 // join returns the group of a selector, with one camera more.

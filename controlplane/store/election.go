@@ -25,6 +25,9 @@ type Leader struct {
 	end     context.CancelFunc // ends what session has under way
 	key     string
 
+	// TTL is how long the leadership lives after its last renewal. Etcd may have
+	// granted more than was asked for.
+	TTL time.Duration
 	// Revision is that of the candidacy. Every assignment of earlier leaders is
 	// older than the revision at which this leader's first write is made.
 	Revision int64
@@ -74,7 +77,7 @@ func (s *Store) Campaign(ctx context.Context, name string, ttl time.Duration) (*
 	close(elected)
 	<-done
 	stop()
-	leader := &Leader{session: session, end: end, key: election.Key(), Revision: election.Rev()}
+	leader := &Leader{session: session, end: end, key: election.Key(), TTL: time.Duration(lease.TTL) * time.Second, Revision: election.Rev()}
 	if err != nil {
 		leader.Resign()
 		return nil, fmt.Errorf("campaign: %w", unavailable(err))

@@ -68,7 +68,9 @@ type Config struct {
 	Username  string      // for Endpoints; empty: no authentication
 	Password  string
 
-	// Prefix is put before every key and ends with "/". Empty: "/fanlight/".
+	// Prefix is put before every key and ends with "/". Empty: "/fanlight/". It
+	// tells fleets apart, but etcd should be Fanlight's own all the same: the
+	// history that [Store.Compact] drops is that of every key in it.
 	Prefix string
 	// KeyFile has the 32 bytes that seal the cameras' passwords, and must not be
 	// readable by others than its owner. Empty: DataDir/secret.key, which is

@@ -168,7 +168,7 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 }
 
 // Compact drops the history before a revision: watches can't resume from
-// there any more.
+// there any more. Etcd has one history of all its keys, whatever their prefix.
 func (s *Store) Compact(ctx context.Context, revision int64) error {
 	ctx, cancel := s.call(ctx)
 	defer cancel()

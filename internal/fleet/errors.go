@@ -39,6 +39,7 @@ const (
 	// Nodes.
 	HelloFirst      Error = "HELLO_FIRST"
 	NodeIdentity    Error = "NODE_IDENTITY"
+	NodeNameTaken   Error = "NODE_NAME_TAKEN"
 	StaleGeneration Error = "STALE_GENERATION"
 
 	// Sessions.
@@ -85,7 +86,7 @@ func Errors() []Error {
 	return []Error{
 		InvalidArgument, Unauthenticated, PermissionDenied, Unavailable, Internal,
 		CameraExists, CameraNotFound, NodeNotFound, InvalidURL, ETagMismatch, ResumeTokenTooOld, InvalidPageToken, InvalidResumeToken,
-		HelloFirst, NodeIdentity, StaleGeneration,
+		HelloFirst, NodeIdentity, NodeNameTaken, StaleGeneration,
 		BadOffer, NoVideoSection, BadCandidate, CodecUnsupported, StaleRoute, NodeFull, CameraMoved, CameraDeleted, CameraDisabled,
 		CameraUnassigned, PeerConnectionFailed, NodeStopping, NodeUnreachable,
 		BadMessage, MessageTooLarge, UnknownMessage, OutOfOrder, SessionExists, SessionNotFound, TooManySessions, TooManyConnections,
@@ -110,6 +111,7 @@ var errorText = map[Error]string{
 	InvalidResumeToken:   "the resume token is not one that a watch returned",
 	HelloFirst:           "the first message must be hello",
 	NodeIdentity:         "a node may speak only for itself",
+	NodeNameTaken:        "another process of this name is connected",
 	StaleGeneration:      "the assignment has been superseded",
 	BadOffer:             "the SDP offer cannot be used",
 	NoVideoSection:       "the SDP offer has no video section that receives",

@@ -34,6 +34,7 @@ var errorCodes = map[fleet.Error]codes.Code{
 
 	fleet.HelloFirst:      codes.FailedPrecondition,
 	fleet.NodeIdentity:    codes.PermissionDenied,
+	fleet.NodeNameTaken:   codes.AlreadyExists,
 	fleet.StaleGeneration: codes.FailedPrecondition,
 
 	fleet.BadOffer:             codes.InvalidArgument,

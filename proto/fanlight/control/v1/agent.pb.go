@@ -380,7 +380,12 @@ func (x *RunningAssignment) GetGeneration() int64 {
 type Welcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long the node's lease lives without this stream, in milliseconds.
-	LeaseTtlMs    int64 `protobuf:"varint,1,opt,name=lease_ttl_ms,json=leaseTtlMs,proto3" json:"lease_ttl_ms,omitempty"`
+	LeaseTtlMs int64 `protobuf:"varint,1,opt,name=lease_ttl_ms,json=leaseTtlMs,proto3" json:"lease_ttl_ms,omitempty"`
+	// The etcd cluster that generations come from. Those of one cluster mean
+	// nothing in another: when it changes, because the state was restored or is
+	// kept elsewhere, the node forgets the generations that it has seen. Empty:
+	// unknown, of a control plane that does not say.
+	Cluster       string `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -420,6 +425,13 @@ func (x *Welcome) GetLeaseTtlMs() int64 {
 		return x.LeaseTtlMs
 	}
 	return 0
+}
+
+func (x *Welcome) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
 }
 
 // DesiredSet is everything a node should run.
@@ -811,10 +823,11 @@ const file_fanlight_control_v1_agent_proto_rawDesc = "" +
 	"\x06camera\x18\x01 \x01(\tR\x06camera\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x03R\n" +
-	"generation\"+\n" +
+	"generation\"E\n" +
 	"\aWelcome\x12 \n" +
 	"\flease_ttl_ms\x18\x01 \x01(\x03R\n" +
-	"leaseTtlMs\"j\n" +
+	"leaseTtlMs\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\"j\n" +
 	"\n" +
 	"DesiredSet\x12\x1e\n" +
 	"\n" +

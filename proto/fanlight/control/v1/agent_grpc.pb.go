@@ -37,8 +37,11 @@ type AgentServiceClient interface {
 	// load, coarsely. A desired set replaces the one before: a camera that is not
 	// in it is to be let go.
 	//
-	// A second stream of the same node with the same boot id replaces the first;
-	// with another boot id too, for the process has been restarted.
+	// A second stream of the same node with the same boot id replaces the first.
+	// One with another boot id is of another process: while the first is open at
+	// the same replica it is refused, ALREADY_EXISTS (NODE_NAME_TAKEN); once that
+	// has ended, as it does when the process is restarted, the node is welcome. A
+	// stream at another replica is replaced whatever its boot id.
 	// FAILED_PRECONDITION (HELLO_FIRST) if the first message is no Hello;
 	// PERMISSION_DENIED (NODE_IDENTITY) if the node's certificate names another.
 	Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SyncRequest, SyncResponse], error)
@@ -80,8 +83,11 @@ type AgentServiceServer interface {
 	// load, coarsely. A desired set replaces the one before: a camera that is not
 	// in it is to be let go.
 	//
-	// A second stream of the same node with the same boot id replaces the first;
-	// with another boot id too, for the process has been restarted.
+	// A second stream of the same node with the same boot id replaces the first.
+	// One with another boot id is of another process: while the first is open at
+	// the same replica it is refused, ALREADY_EXISTS (NODE_NAME_TAKEN); once that
+	// has ended, as it does when the process is restarted, the node is welcome. A
+	// stream at another replica is replaced whatever its boot id.
 	// FAILED_PRECONDITION (HELLO_FIRST) if the first message is no Hello;
 	// PERMISSION_DENIED (NODE_IDENTITY) if the node's certificate names another.
 	Sync(grpc.BidiStreamingServer[SyncRequest, SyncResponse]) error
