@@ -117,7 +117,7 @@ func TestStatsOfOthers(t *testing.T) {
 	n := h.node("n1")
 	h.control.assign("vault", n, 1)
 	h.control.assign("lobby", n, 1)
-	all := "Bearer " + mint(t, viewer.Grant{Cameras: []string{"vault"}})
+	all := "Bearer " + mint(t, viewer.Grant{Cameras: []string{"vault", "lobby"}})
 	one := "Bearer " + mint(t, viewer.Grant{Cameras: []string{"lobby"}})
 	if resp, body := h.do("GET", "/stats", "", "", "Authorization", all); resp.StatusCode != http.StatusOK || !strings.Contains(body, `"vault"`) {
 		t.Fatalf("stats: %d %s", resp.StatusCode, body)
