@@ -183,7 +183,7 @@ func (c *controlStream) take(ctx context.Context, m *controlv1.SyncResponse) err
 	case *controlv1.SyncResponse_Welcome:
 		c.welcomed = true
 		c.agent.lease.renew(time.Duration(m.Welcome.GetLeaseTtlMs()) * time.Millisecond)
-		n.welcome()
+		n.welcome(m.Welcome.GetCluster())
 		n.log.Info("control plane reached")
 	case *controlv1.SyncResponse_DesiredSet:
 		applied := n.apply(ctx, m.DesiredSet)
@@ -230,11 +230,21 @@ func (n *Node) hello() *controlv1.Hello {
 	return h
 }
 
-// welcome notes that the control plane has been reached.
-func (n *Node) welcome() {
+// welcome notes that the control plane has been reached, and forgets the
+// generations of another etcd cluster than its own: they would have those of this
+// one refused. Empty: it does not say, and nothing is forgotten.
+func (n *Node) welcome(cluster string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.reached = true
+	if cluster == "" || cluster == n.cluster {
+		return
+	}
+	if n.cluster != "" {
+		n.log.Warn("the control plane has another store; assignments are numbered anew", "cluster", cluster, "before", n.cluster)
+		clear(n.seen)
+	}
+	n.cluster = cluster
 }
 
 // lease tells when the node's lease has run out, as far as the node can know:

@@ -96,6 +96,7 @@ type Node struct {
 	cameras  map[fleet.CameraID]*camera
 	leaving  map[fleet.CameraID]*camera // removed, their sources not stopped yet
 	seen     map[fleet.CameraID]int64   // the highest generation, also of cameras long gone
+	cluster  string                     // the etcd cluster that they are of; empty: unknown
 	applied  chan struct{}              // closed, and replaced, when a desired set has been applied
 	suspend  bool                       // the lease has run out
 	running  sync.WaitGroup             // the cameras' goroutines
