@@ -76,7 +76,8 @@ lint: npm-tools linter ## Lint Go and proto/
 	@$(MAKE) --no-print-directory lint-only
 lint-only:
 	$(LINTER) config verify
-	$(LINTER) run --allow-serial-runners
+	@# With the race detector's packages, which the tests need anyway.
+	GOFLAGS='$(GOFLAGS) -race' $(LINTER) run --allow-serial-runners
 	$(BUF) lint
 
 .PHONY: fmt

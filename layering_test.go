@@ -32,8 +32,8 @@ type layer struct {
 }
 
 // testParts are the parts that any component's tests may be built from. None
-// of them reaches another component, but for fleettest, which is a whole fleet.
-var testParts = []string{"internal/simcam", "internal/viewertest", "internal/fleettest", "internal/certs", "internal/service", "internal/rpc"}
+// of them reaches another component.
+var testParts = []string{"internal/simcam", "internal/viewertest", "internal/certs", "internal/service", "internal/rpc"}
 
 var layers = []layer{
 	// The nouns and what every process has.
@@ -46,7 +46,6 @@ var layers = []layer{
 	// Parts of tests and demonstrations.
 	{path: "internal/simcam", may: []string{"internal/fleet"}},
 	{path: "internal/viewertest", may: []string{"internal/fleet"}, tests: testParts},
-	{path: "internal/fleettest", may: []string{"controlplane/...", "medianode/...", "signaling/...", "proto/...", "internal/..."}},
 
 	// The control plane.
 	{path: "controlplane", may: []string{"controlplane/...", "proto/fanlight/control/...", "internal/fleet", "internal/rpc", "internal/service"}, tests: testParts},
@@ -91,8 +90,8 @@ var owners = []owner{
 	{module: "github.com/spf13/pflag", by: []string{"cmd/...", "internal/service"}},
 
 	// gRPC stays out of the packages that carry media and out of pure ones.
-	{module: "google.golang.org/grpc", by: []string{"cmd/...", "controlplane", "medianode", "signaling", "signaling/route", "proto/...", "internal/rpc", "internal/service", "internal/fleettest"}, tests: []string{"e2e"}},
-	{module: "google.golang.org/protobuf", by: []string{"cmd/...", "controlplane", "controlplane/store", "medianode", "signaling", "signaling/route", "proto/...", "internal/rpc", "internal/fleettest"}, tests: []string{"e2e"}},
+	{module: "google.golang.org/grpc", by: []string{"cmd/...", "controlplane", "medianode", "signaling", "signaling/route", "proto/...", "internal/rpc", "internal/service"}, tests: []string{"e2e"}},
+	{module: "google.golang.org/protobuf", by: []string{"cmd/...", "controlplane", "controlplane/store", "medianode", "signaling", "signaling/route", "proto/...", "internal/rpc"}, tests: []string{"e2e"}},
 	{module: "google.golang.org/genproto", by: []string{"internal/rpc"}},
 
 	// Small ones.
@@ -106,7 +105,7 @@ var owners = []owner{
 
 	// Of tests alone.
 	{module: "github.com/google/go-cmp", tests: []string{"..."}},
-	{module: "go.uber.org/goleak", by: []string{"internal/viewertest", "internal/fleettest"}, tests: []string{"..."}},
+	{module: "go.uber.org/goleak", by: []string{"internal/viewertest"}, tests: []string{"..."}},
 	{module: "github.com/rogpeppe/go-internal", tests: []string{"cmd/..."}},
 }
 
@@ -135,7 +134,6 @@ func TestLayering(t *testing.T) {
 
 // A rule about a package that is not there is a slip of the pen, or left over.
 func TestRulesNameWhatExists(t *testing.T) {
-	optional := []string{"internal/fleettest"} // made when a test needs it
 	var paths []string
 	for _, l := range layers {
 		paths = append(append(append(paths, l.path), l.may...), l.tests...)
@@ -145,7 +143,7 @@ func TestRulesNameWhatExists(t *testing.T) {
 	}
 	for _, p := range paths {
 		dir := strings.TrimSuffix(strings.TrimSuffix(p, "..."), "/")
-		if dir == "" || slices.Contains(optional, dir) {
+		if dir == "" {
 			continue
 		}
 		if _, err := os.Stat(filepath.FromSlash(dir)); err != nil {

@@ -8,22 +8,23 @@ unset CAMERA_URL # the server need not have it
 
 echo 'Open the page below in a browser; Ctrl-C ends it.'
 if [[ -z "$cameras" ]]; then
-  exec "$fanlight" up --demo 2
+  exec "$fanlight" up --demo 2 --log-level warn
 fi
 
 # The cameras are added as anybody would add them, once the API is there.
 output=$(mktemp -u)
 mkfifo "$output"
-"$fanlight" up >"$output" &
+"$fanlight" up --log-level warn >"$output" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; wait "$server" || true; rm -f "$output"' EXIT
 trap 'exit 130' INT TERM
 exec 3<"$output"
-while read -r word address <&3; do
-  echo "$word $address"
-  [[ "$word" == api ]] && break
+address=
+while [[ -z "$address" ]] && IFS= read -r line <&3; do
+  echo "$line"
+  [[ "$line" =~ ^api\ +(.*)$ ]] && address=${BASH_REMATCH[1]}
 done
-[[ "${word:-}" == api ]] || { wait "$server"; exit 1; }
+[[ -n "$address" ]] || { wait "$server"; exit 1; }
 
 n=0
 set -f # "?" and "*" are parts of URLs here
