@@ -118,7 +118,10 @@ func TestVLC(t *testing.T) {
 				Timeouts:    Timeouts{Request: 20 * time.Second},
 			})
 			if c.reason != "" {
-				r.waitFailed(t, 0, c.reason)
+				// It listens before it has opened its clip, and answers 500 until then.
+				r.waitStatus(t, 0, "failed with "+string(c.reason), func(s fleet.CameraStatus) bool {
+					return s.State == fleet.CameraFailed && s.Reason == c.reason
+				})
 				return
 			}
 			checkCamera(t, r, c.transport, "PCMA")
