@@ -26,7 +26,9 @@ import (
 
 // How a client holds its connections.
 const (
-	silence        = 4 * time.Second // without a byte from the server, which pings every second
+	// Silence is how long a connection lives without a byte from the server, which
+	// pings every second: so long ago, at most, was the last when a stream is lost.
+	Silence        = 4 * time.Second
 	connectTimeout = 3 * time.Second
 )
 
@@ -154,7 +156,7 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 type watchedConn struct{ net.Conn }
 
 func (c *watchedConn) Read(b []byte) (int, error) {
-	if err := c.SetReadDeadline(time.Now().Add(silence)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(Silence)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Read(b)

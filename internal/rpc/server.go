@@ -107,9 +107,10 @@ func (s *Server) SetServing(service string, ok bool) {
 }
 
 // Serve serves on the listeners, which it closes, until ctx ends; it is called
-// once. It then ends the contexts of all streams, lets calls under way finish
-// for 3 s, cuts the others, and returns nil when all handlers have returned.
-// If a listener fails it does the same and returns the error.
+// once. It then ends the contexts of all streams, with fleet.Unavailable as
+// their cause, lets calls under way finish for 3 s, cuts the others, and returns
+// nil when all handlers have returned. If a listener fails it does the same and
+// returns the error.
 func (s *Server) Serve(ctx context.Context, lis ...net.Listener) error {
 	errs := make(chan error, len(lis))
 	for _, l := range lis {
@@ -161,17 +162,21 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	return handler(WithIdentity(ctx, id), req)
 }
 
+// errStopping is the cause of a stream's context that ends because the server
+// begins to stop.
+var errStopping = fmt.Errorf("%w: the server is stopping", fleet.Unavailable)
+
 // stream is the interceptor of all streaming calls. Their context ends when
-// the server begins to stop.
+// the server begins to stop, with fleet.Unavailable as its cause.
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	var id Identity
 	defer func() { err = s.finish(recover(), err, id, info.FullMethod) }()
 	if id, err = s.admit(ss.Context(), info.FullMethod); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(WithIdentity(ss.Context(), id))
-	defer cancel()
-	defer context.AfterFunc(s.stopping, cancel)()
+	ctx, cancel := context.WithCancelCause(WithIdentity(ss.Context(), id))
+	defer cancel(nil)
+	defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()
 	return handler(srv, &serverStream{ss, ctx})
 }
 
@@ -201,7 +206,7 @@ func (s *Server) finish(panicked any, err error, id Identity, method string) err
 		s.log.Warn("call refused", "method", method, "caller", id.String(), "error", err)
 	case codes.Canceled:
 		if s.stopping.Err() != nil {
-			return Status(fmt.Errorf("%w: the server is stopping", fleet.Unavailable))
+			return Status(errStopping)
 		}
 	}
 	return st

@@ -454,6 +454,9 @@ func TestStopEndsStreams(t *testing.T) {
 	f := &fake{sync: func(s grpc.BidiStreamingServer[controlv1.SyncRequest, controlv1.SyncResponse]) error {
 		close(started)
 		<-s.Context().Done()
+		if err := context.Cause(s.Context()); !errors.Is(err, fleet.Unavailable) {
+			t.Errorf("the stream's context ended because of %v", err)
+		}
 		return s.Context().Err()
 	}}
 	addr, _, stop := serve(t, rpc.ServerConfig{AllowAny: true}, f)

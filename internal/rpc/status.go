@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"io"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -164,6 +165,21 @@ func FromStatus(err error) error {
 		e.wrapped = reason
 	}
 	return e
+}
+
+// Answered tells whether the error of a client's call is what the server's
+// handler returned, io.EOF too: the server was there when it came. If not, the
+// connection was lost, and the server may be gone for up to [Silence].
+func Answered(err error) bool {
+	if errors.Is(err, io.EOF) {
+		return true
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return false
+	}
+	_, ok = reasonOf(st)
+	return ok
 }
 
 // reasonOf returns the reason in the status' ErrorInfo. A reason that this

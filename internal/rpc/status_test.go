@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 
@@ -98,5 +99,24 @@ func TestFromStatusOfGRPCsOwnErrors(t *testing.T) {
 	}
 	if rpc.FromStatus(nil) != nil {
 		t.Error("FromStatus(nil) is not nil")
+	}
+}
+
+// What the server's handler returned is told apart from what gRPC says of a lost
+// connection.
+func TestAnswered(t *testing.T) {
+	for name, tt := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"a reason of the server's": {rpc.FromStatus(rpc.Status(fmt.Errorf("sync: %w", fleet.Unavailable))), true},
+		"the end of a stream":      {io.EOF, true},
+		"a lost connection":        {rpc.FromStatus(status.Error(codes.Unavailable, "error reading from server: EOF")), false},
+		"the caller's own end":     {rpc.FromStatus(status.Error(codes.Canceled, "context canceled")), false},
+		"not gRPC's":               {errors.New("x"), false},
+	} {
+		if got := rpc.Answered(tt.err); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
 	}
 }
