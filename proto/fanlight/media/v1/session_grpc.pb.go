@@ -46,7 +46,7 @@ type SessionServiceClient interface {
 	//	NOT_FOUND (CAMERA_NOT_FOUND) where the node does not have the camera,
 	//	FAILED_PRECONDITION (CODEC_UNSUPPORTED, STALE_ROUTE),
 	//	RESOURCE_EXHAUSTED (NODE_FULL),
-	//	ABORTED (CAMERA_MOVED, CAMERA_DELETED) when the node lets the camera go,
+	//	ABORTED (CAMERA_MOVED) when the node lets the camera go, for any reason,
 	//	UNAVAILABLE (PEER_CONNECTION_FAILED, NODE_STOPPING).
 	OpenSession(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[OpenSessionRequest, OpenSessionResponse], error)
 	// GetStats returns live figures of cameras on this node.
@@ -105,7 +105,7 @@ type SessionServiceServer interface {
 	//	NOT_FOUND (CAMERA_NOT_FOUND) where the node does not have the camera,
 	//	FAILED_PRECONDITION (CODEC_UNSUPPORTED, STALE_ROUTE),
 	//	RESOURCE_EXHAUSTED (NODE_FULL),
-	//	ABORTED (CAMERA_MOVED, CAMERA_DELETED) when the node lets the camera go,
+	//	ABORTED (CAMERA_MOVED) when the node lets the camera go, for any reason,
 	//	UNAVAILABLE (PEER_CONNECTION_FAILED, NODE_STOPPING).
 	OpenSession(grpc.BidiStreamingServer[OpenSessionRequest, OpenSessionResponse]) error
 	// GetStats returns live figures of cameras on this node.
