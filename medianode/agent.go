@@ -128,7 +128,7 @@ func (a *agent) sync(ctx context.Context) (welcomed bool, err error) {
 	})
 	err = c.run(ctx, messages, failed)
 	if c.welcomed {
-		a.lease.lost()
+		a.lease.lost(c.heard)
 	}
 	return c.welcomed, err
 }
@@ -138,8 +138,9 @@ type controlStream struct {
 	agent    *agent
 	stream   grpc.BidiStreamingClient[controlv1.SyncRequest, controlv1.SyncResponse]
 	welcomed bool
-	applied  bool     // a set of this stream: now there is something to report
-	load     nodeLoad // as last reported
+	heard    time.Time // when the control plane last said something
+	applied  bool      // a set of this stream: now there is something to report
+	load     nodeLoad  // as last reported
 }
 
 // run answers the control plane and reports to it until the stream fails or ctx
@@ -156,6 +157,7 @@ func (c *controlStream) run(ctx context.Context, messages <-chan *controlv1.Sync
 		var err error
 		select {
 		case m := <-messages:
+			c.heard = time.Now()
 			err = c.take(ctx, m)
 		case <-changed:
 			if sleep(ctx, coalesce) {
@@ -166,6 +168,9 @@ func (c *controlStream) run(ctx context.Context, messages <-chan *controlv1.Sync
 				err = c.reportFigures(now)
 			}
 		case err = <-failed:
+			if rpc.Answered(err) {
+				c.heard = time.Now()
+			}
 			err = fmt.Errorf("control stream: %w", err)
 		case <-ctx.Done():
 			return nil
@@ -247,12 +252,17 @@ func (n *Node) welcome(cluster string) {
 	n.cluster = cluster
 }
 
-// lease tells when the node's lease has run out, as far as the node can know:
-// its time after the control stream was lost.
+// lease tells when the node's lease may have run out: its time after the control
+// plane was last heard. A replica renews the lease while the stream is open, and
+// gives it up when it thinks that the stream is lost, which may be before the node
+// does: a connection without a byte is taken for lost after rpc.Silence. So the
+// lease's time begins with the last message, or rpc.Silence before the stream was
+// found to be lost, whichever was later. With a lease of 3 s and 4 s of silence
+// that is at once, unless the control plane has itself ended the stream.
 type lease struct {
 	changed chan struct{} // holds a token while watch has something to look at
 
-	mu       sync.Mutex // guards the rest
+	mu       sync.Mutex // guards the rest; taken before the node's
 	ttl      time.Duration
 	deadline time.Time // zero: there is a stream, or the lease has never been
 }
@@ -264,11 +274,16 @@ func (l *lease) renew(ttl time.Duration) {
 	l.set(ttl, time.Time{})
 }
 
-func (l *lease) lost() {
+// lost says that there is no stream any more. heard is when the control plane
+// last said something.
+func (l *lease) lost(heard time.Time) {
 	l.mu.Lock()
 	ttl := l.ttl
 	l.mu.Unlock()
-	l.set(ttl, time.Now().Add(ttl))
+	if least := time.Now().Add(-rpc.Silence); heard.Before(least) {
+		heard = least
+	}
+	l.set(ttl, heard.Add(ttl))
 }
 
 func (l *lease) set(ttl time.Duration, deadline time.Time) {
@@ -281,7 +296,9 @@ func (l *lease) set(ttl time.Duration, deadline time.Time) {
 	}
 }
 
-// watch calls expired each time the lease has run out, until ctx ends.
+// watch calls expired each time the lease has run out, until ctx ends. The lease
+// is not renewed while expired runs, so that it comes before what the control
+// plane then says.
 func (l *lease) watch(ctx context.Context, expired func()) {
 	for {
 		l.mu.Lock()
@@ -293,15 +310,21 @@ func (l *lease) watch(ctx context.Context, expired func()) {
 		}
 		select {
 		case <-out:
-			l.mu.Lock()
-			if l.deadline.Equal(deadline) {
-				l.deadline = time.Time{}
-			}
-			l.mu.Unlock()
-			expired()
+			l.expire(deadline, expired)
 		case <-l.changed:
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// expire calls expired, unless the deadline that has passed no longer is one.
+func (l *lease) expire(deadline time.Time, expired func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.deadline.IsZero() || !l.deadline.Equal(deadline) {
+		return
+	}
+	l.deadline = time.Time{}
+	expired()
 }

@@ -160,12 +160,13 @@ func (p *controlPlane) Sync(stream controlv1.AgentService_SyncServer) error {
 
 // rig is a node with a control plane double, cameras, and a gateway's client.
 type rig struct {
-	control  *controlPlane
-	cameras  *simcam.Server
-	node     *Node
-	sessions mediav1.SessionServiceClient
-	log      *logBuffer
-	stopNode func() // and waits
+	control    *controlPlane
+	cameras    *simcam.Server
+	node       *Node
+	sessions   mediav1.SessionServiceClient
+	log        *logBuffer
+	stopNode   func() // and waits
+	stopServer func() // of the sessions, and waits
 }
 
 type logBuffer struct {
@@ -236,10 +237,12 @@ func newRig(t *testing.T, cams simcam.Config, cfg Config) *rig {
 	sessionPipe := rpc.NewPipe(cfg.SessionAddress)
 	nodeServer := rpc.NewServer(rpc.ServerConfig{Services: Services})
 	r.node.Register(nodeServer)
-	t.Cleanup(start(func(ctx context.Context) error { return nodeServer.Serve(ctx, sessionPipe) }))
+	r.stopServer = start(func(ctx context.Context) error { return nodeServer.Serve(ctx, sessionPipe) })
+	t.Cleanup(r.stopServer)
 	r.sessions = mediav1.NewSessionServiceClient(dial(sessionPipe))
 	r.stopNode = start(r.node.Run)
 	t.Cleanup(r.stopNode)
+	eventually(t, "the node to listen", func() bool { return r.node.MediaAddress().IsValid() })
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(r.log.String())

@@ -16,8 +16,9 @@
 //
 // While no control plane can be reached the node goes on with what it has and
 // takes sessions for it. The exception are cameras that accept a single RTSP
-// session (max_sessions 1): after the lease's time without a control stream
-// they are not pulled, for another node may be about to.
+// session (max_sessions 1): when the control plane has not been heard for the
+// lease's time they are not pulled, for another node may be about to. What time
+// a lost connection counts as silence for is said at the type lease.
 //
 // The node stores nothing, places nothing, and authenticates no viewers: that is
 // the gateway's part, and gateways are who may call it.
@@ -72,12 +73,12 @@ type Config struct {
 	Sessions       session.Timeouts // zero: the defaults
 }
 
-// Capacity is what a node may be given. 0 in a field: no limit.
+// Capacity is what a node may be given. 0 in a field: no limit, but in Viewers.
 type Capacity struct {
 	Cameras    int
 	IngressBPS int64 // bits per second from cameras
 	EgressBPS  int64 // bits per second to viewers
-	Viewers    int   // sessions; the node refuses more itself
+	Viewers    int   // sessions; the node refuses more itself; 0: 1,000
 }
 
 // Node is one media node. Its methods may be called from any goroutine.
@@ -115,6 +116,9 @@ func New(cfg Config) (*Node, error) {
 	}
 	if !cfg.Media.IsValid() {
 		cfg.Media = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
+	}
+	if cfg.Capacity.Viewers <= 0 {
+		cfg.Capacity.Viewers = session.DefaultMaxSessions
 	}
 	return &Node{
 		cfg: cfg, log: cfg.Log.With("node", string(cfg.Node)), bootID: rand.Text(), changes: newChanges(), stopping: true,
@@ -173,7 +177,7 @@ func (n *Node) listen(ctx context.Context) (*session.Engine, netip.AddrPort, err
 			return nil, netip.AddrPort{}, fmt.Errorf("listen for media: %w", err)
 		}
 		var lc net.ListenConfig
-		if tcp, err = lc.Listen(ctx, "tcp", conn.AddrPort().String()); err == nil {
+		if tcp, err = lc.Listen(ctx, tcpNetwork(conn.AddrPort().Addr()), conn.AddrPort().String()); err == nil {
 			break
 		}
 		if cerr := conn.Close(); cerr != nil {
@@ -192,6 +196,15 @@ func (n *Node) listen(ctx context.Context) (*session.Engine, netip.AddrPort, err
 		MaxSessions: n.cfg.Capacity.Viewers, Timeouts: n.cfg.Sessions,
 	})
 	return engine, media, err
+}
+
+// tcpNetwork returns the network of TCP that an address is of: with "tcp",
+// 0.0.0.0 would be all IPv6 addresses too. [::] is all addresses.
+func tcpNetwork(addr netip.Addr) string {
+	if addr.Unmap().Is4() {
+		return "tcp4"
+	}
+	return "tcp"
 }
 
 // Ready returns nil while the node runs and has reached the control plane once;

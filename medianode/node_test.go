@@ -4,7 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,6 +18,7 @@ import (
 	"fanlight/internal/fleet"
 	"fanlight/internal/simcam"
 	"fanlight/internal/viewertest"
+	"fanlight/medianode/session"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
 )
@@ -234,10 +240,11 @@ func TestOnDemand(t *testing.T) {
 // Without a control plane the node serves what it has; only a camera that takes
 // a single RTSP session is let go when the lease has run out.
 func TestControlPlaneAway(t *testing.T) {
-	r := newRig(t, simcam.Config{Cameras: []string{"lobby", "single"}}, Config{Labels: map[string]string{"site": "a"}, Version: "v1"})
+	r := newRig(t, simcam.Config{Cameras: []string{"lobby", "single", "yard"}}, Config{Labels: map[string]string{"site": "a"}, Version: "v1"})
 	single := r.desired("single", 7)
 	single.Camera.MaxSessions = 1
-	r.control.want(r.desired("lobby", 3), single)
+	r.control.want(r.desired("lobby", 3), single, r.desired("yard", 4))
+	r.control.waitState(t, "yard", controlv1.CameraStatus_STATE_LIVE)
 	r.control.waitState(t, "lobby", controlv1.CameraStatus_STATE_LIVE)
 	r.control.waitState(t, "single", controlv1.CameraStatus_STATE_LIVE)
 	before := r.watch(t, lobby(), viewertest.Config{})
@@ -245,6 +252,9 @@ func TestControlPlaneAway(t *testing.T) {
 
 	r.control.update(func() { r.control.down = true })
 	eventually(t, "the single session to end", func() bool { return r.cameras.Sessions("single") == 0 })
+	yard := r.node.list()[2]
+	r.cameras.SetFault("yard", simcam.Stop) // which nobody hears now
+	eventually(t, "the yard to fail", func() bool { return yard.stream.Status().State == fleet.CameraFailed })
 	before.waitFrames(t, 20)
 	after := r.watch(t, &mediav1.Open{Camera: "cameras/lobby", Session: "after", Generation: 3}, viewertest.Config{})
 	after.waitFrames(t, 5)
@@ -259,7 +269,7 @@ func TestControlPlaneAway(t *testing.T) {
 		hello.GetLabels()["site"] != "a" || len(hello.GetMediaAddresses()) != 1 || hello.GetSessionAddress() != "127.0.0.1:2" {
 		t.Errorf("hello %v", hello)
 	}
-	if running := hello.GetRunning(); len(running) != 2 || running[0].GetCamera() != "cameras/lobby" || running[0].GetGeneration() != 3 || running[1].GetGeneration() != 7 {
+	if running := hello.GetRunning(); len(running) != 3 || running[0].GetCamera() != "cameras/lobby" || running[0].GetGeneration() != 3 || running[1].GetGeneration() != 7 {
 		t.Errorf("running %v", running)
 	}
 	if len(r.control.hellos[0].GetRunning()) != 0 {
@@ -267,6 +277,7 @@ func TestControlPlaneAway(t *testing.T) {
 	}
 	r.control.waitState(t, "lobby", controlv1.CameraStatus_STATE_LIVE) // reported anew
 	r.control.waitState(t, "single", controlv1.CameraStatus_STATE_LIVE)
+	r.control.waitState(t, "yard", controlv1.CameraStatus_STATE_FAILED)
 	if plays := r.cameras.Plays("lobby"); plays != 1 {
 		t.Errorf("the camera of all saw %d PLAY", plays)
 	}
@@ -404,6 +415,145 @@ func TestNodeStops(t *testing.T) {
 	}
 	if err := r.node.Ready(); !errors.Is(err, fleet.Unavailable) {
 		t.Errorf("ready: %v", err)
+	}
+}
+
+// Sessions are told so too when the server stops before the node, or beside it,
+// as in a process that ends.
+func TestServerStops(t *testing.T) {
+	for name, stop := range map[string]func(*rig){
+		"first": func(r *rig) { r.stopServer(); r.stopNode() },
+		"beside": func(r *rig) {
+			var wg sync.WaitGroup
+			wg.Go(r.stopServer)
+			wg.Go(r.stopNode)
+			wg.Wait()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, simcam.Config{Cameras: []string{"lobby"}}, Config{})
+			r.control.want(r.desired("lobby", 1))
+			r.control.waitApplied(t)
+			w := r.watch(t, lobby(), viewertest.Config{})
+			w.waitFrames(t, 5)
+			stop(r)
+			if err := w.ended(t); !errors.Is(err, fleet.NodeStopping) {
+				t.Errorf("the session ended with %v", err)
+			}
+			if log := r.log.String(); !strings.Contains(log, `"reason":"NODE_STOPPING"`) {
+				t.Error("the audit line does not say that the node stopped")
+			}
+		})
+	}
+}
+
+// A gateway that vanishes is told apart from a node that stops.
+func TestGatewayGone(t *testing.T) {
+	r := newRig(t, simcam.Config{Cameras: []string{"lobby"}}, Config{})
+	r.control.want(r.desired("lobby", 1))
+	r.control.waitApplied(t)
+	w := r.watch(t, lobby(), viewertest.Config{})
+	w.waitFrames(t, 5)
+	w.leave()
+	eventually(t, "the audit line", func() bool { return strings.Contains(r.log.String(), `"msg":"session ended"`) })
+	if !strings.Contains(r.log.String(), `"reason":"gateway gone"`) {
+		t.Error("the audit line does not say that the gateway is gone")
+	}
+}
+
+// The session of a gateway that does not read ends.
+func TestDeafGateway(t *testing.T) {
+	r := newRig(t, simcam.Config{Cameras: []string{"lobby"}}, Config{})
+	r.control.want(r.desired("lobby", 1))
+	r.control.waitState(t, "lobby", controlv1.CameraStatus_STATE_LIVE)
+	v, err := viewertest.New(viewertest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = v.Close() }()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	open := lobby()
+	open.Session = "deaf"
+	if open.Offer, err = v.Offer(ctx); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := r.sessions.OpenSession(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&mediav1.OpenSessionRequest{Message: &mediav1.OpenSessionRequest_Open{Open: open}}); err != nil {
+		t.Fatal(err)
+	}
+	lobby := r.node.list()[0]
+	watched := func() bool { status, _ := lobby.status(); return status.Viewers > 0 }
+	eventually(t, "the session", watched)
+	i := 0
+	eventually(t, "the session to end", func() bool {
+		for range 50 { // what the gateway does not read, until no more fits
+			i++
+			lobby.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonTimeout, RetryTime: time.Unix(int64(i), 1)})
+			time.Sleep(50 * time.Microsecond)
+		}
+		return !watched()
+	})
+	if got := r.node.engine.Stats().Sessions; got != 0 {
+		t.Errorf("the engine has %d sessions", got)
+	}
+}
+
+// 0.0.0.0 is all IPv4 addresses, for TCP as for UDP.
+func TestListenFamily(t *testing.T) {
+	for _, c := range []struct {
+		media string
+		v4    bool
+		v6    bool
+	}{
+		{"0.0.0.0:0", true, false},
+		{"127.0.0.1:0", true, false},
+		{"[::]:0", true, true},
+		{"[::1]:0", false, true},
+	} {
+		t.Run(c.media, func(t *testing.T) {
+			if c.v6 {
+				l, err := net.Listen("tcp6", "[::1]:0")
+				if err != nil {
+					t.Skipf("no IPv6 here: %v", err)
+				}
+				_ = l.Close()
+			}
+			n := &Node{log: slog.New(slog.DiscardHandler), cfg: Config{
+				Media: netip.MustParseAddrPort(c.media), Advertise: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
+			}}
+			if !c.v4 {
+				n.cfg.Advertise = nil
+			}
+			engine, media, err := n.listen(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = engine.Close() }()
+			for host, want := range map[string]bool{"127.0.0.1": c.v4, "::1": c.v6} {
+				conn, err := net.Dial("tcp", net.JoinHostPort(host, strconv.Itoa(int(media.Port()))))
+				if got := err == nil; got != want {
+					t.Errorf("TCP at %s: %v, want %v", host, got, want)
+				}
+				if err == nil {
+					_ = conn.Close()
+				}
+			}
+		})
+	}
+}
+
+// A node without a limit says the one that its sessions have.
+func TestViewersLimit(t *testing.T) {
+	for given, want := range map[int]int32{0: session.DefaultMaxSessions, 7: 7} {
+		r := newRig(t, simcam.Config{}, Config{Capacity: Capacity{Viewers: given}})
+		r.control.wait(t, "a hello", func() bool { return len(r.control.hellos) > 0 })
+		if got := r.control.hellos[0].GetCapacity(); got.GetViewers() != want || got.GetCameras() != 0 {
+			t.Errorf("%d viewers are said as %v", given, got)
+		}
 	}
 }
 

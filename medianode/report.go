@@ -62,9 +62,13 @@ func (c *camera) observe(now time.Time, changed bool) *controlv1.ObservedCamera 
 		c.mu.Unlock()
 		return nil
 	}
-	f.next = now.Add(figuresInterval + rand.N(figuresCheck))
-	if changed && f.announced != old.announced {
+	switch {
+	case changed && f.announced != old.announced:
 		f.next = now.Add(firstFigures)
+	case changed && now.Before(old.next):
+		f.next = old.next // what is said in between does not put figures off
+	default:
+		f.next = now.Add(figuresInterval + rand.N(figuresCheck))
 	}
 	c.figures = f
 	c.mu.Unlock()

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"fanlight/internal/fleet"
+	"fanlight/internal/rpc"
 	"fanlight/medianode/stream"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 )
@@ -46,6 +47,8 @@ func TestObserve(t *testing.T) {
 	check("live", 0, true, true)
 	lost(1)
 	check("too early", time.Second, false, false)
+	check("live, with more said of it", 0, true, true)
+	lost(1)
 	check("first figures", time.Second, false, true)
 	check("nothing moved", 20*time.Second, false, false)
 	lost(1)
@@ -54,8 +57,10 @@ func TestObserve(t *testing.T) {
 	check("too early again", figuresInterval-time.Second, false, false)
 	check("a change does not wait", 0, true, true)
 	lost(1)
+	check("and does not put figures off", time.Second+figuresCheck, false, true)
+	lost(1)
 	check("ten seconds from that", figuresInterval-time.Second, false, false)
-	check("ten seconds later", figuresCheck+time.Second, false, true)
+	check("ten seconds later", time.Second+figuresCheck, false, true)
 }
 
 func TestFiguresMoved(t *testing.T) {
@@ -170,8 +175,8 @@ func TestFromDesired(t *testing.T) {
 	}
 }
 
-// The lease runs out its time after the stream was lost, once, unless there is
-// another stream.
+// The lease runs out its time after the control plane was last heard, once,
+// unless there is another stream.
 func TestLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -193,19 +198,62 @@ func TestLease(t *testing.T) {
 		step(time.Hour, 0)
 		l.renew(2 * time.Second)
 		step(time.Hour, 0)
-		l.lost()
+		l.lost(time.Now())
 		step(1900*time.Millisecond, 0)
 		l.renew(0) // of a replica that does not say
 		step(time.Hour, 0)
-		l.lost()
+		l.lost(time.Now())
 		step(defaultLease-time.Millisecond, 0)
 		step(2*time.Millisecond, 1)
 		step(time.Hour, 1)
-		l.lost()
-		step(defaultLease, 2)
+		l.lost(time.Now().Add(-time.Second))
+		step(defaultLease-time.Second-time.Millisecond, 1)
+		step(2*time.Millisecond, 2)
+		l.renew(defaultLease)
+		l.lost(time.Now().Add(-time.Hour)) // heard nothing, and noticed by silence
+		step(0, 3)
+		l.renew(rpc.Silence + time.Second)
+		l.lost(time.Now().Add(-time.Hour))
+		step(time.Second-time.Millisecond, 3)
+		step(2*time.Millisecond, 4)
 		cancel()
 		<-done
 	})
+}
+
+// A lease that is renewed at the moment it would run out has not run out after
+// that.
+func TestLeaseRenewedAtTheLastMoment(t *testing.T) {
+	for range 200 {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			l := &lease{changed: make(chan struct{}, 1)}
+			var renewed atomic.Bool
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				l.watch(ctx, func() {
+					if renewed.Load() {
+						t.Error("the lease has run out after it was renewed")
+					}
+					if l.mu.TryLock() {
+						l.mu.Unlock()
+						t.Error("the lease can be renewed while it runs out")
+					}
+				})
+			}()
+			l.renew(time.Second)
+			synctest.Wait()
+			l.lost(time.Now())
+			synctest.Wait()
+			time.Sleep(time.Second)
+			l.renew(time.Second)
+			renewed.Store(true)
+			time.Sleep(time.Hour)
+			cancel()
+			<-done
+		})
+	}
 }
 
 // Figures of the stream go into the status of the profile that is pulled.

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"fanlight/internal/fleet"
+	"fanlight/internal/rpc"
 	"fanlight/medianode/session"
 	mediav1 "fanlight/proto/fanlight/media/v1"
 )
@@ -101,7 +102,7 @@ func (n *Node) join(ctx context.Context, id fleet.CameraID, generation int64) (*
 		case <-timeout:
 			return nil, nil, err
 		case <-ctx.Done():
-			return nil, nil, context.Cause(ctx)
+			return nil, nil, stopped(ctx)
 		}
 	}
 }
@@ -157,14 +158,12 @@ func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1
 		return err
 	}
 	defer s.Close()
-	if err := v.stream.Send(answerMessage(answer)); err != nil {
-		return fmt.Errorf("session %q: send the answer: %w", v.id, err)
-	}
+	v.send(answerMessage(answer)) // the first: the others come from s.Run
 
 	runCtx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- guard(func() error { return s.Run(runCtx) }) }()
-	over, err := v.serve(ctx, s, ended)
+	over, err := v.serve(ctx, s, ended, v.transmit(runCtx))
 	cancel()
 	if !over {
 		if rerr := <-ended; rerr != nil && err == nil {
@@ -175,36 +174,72 @@ func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1
 	return err
 }
 
-// serve carries messages between gateway and session. over says that the
+// serve carries messages between gateway and session. ended is the session's
+// end, unsendable that nothing can be sent to the gateway. over says that the
 // session has ended by itself.
-func (v *viewing) serve(ctx context.Context, s *session.Session, ended <-chan error) (over bool, err error) {
+func (v *viewing) serve(ctx context.Context, s *session.Session, ended, unsendable <-chan error) (over bool, err error) {
 	requests, left := receive(ctx, v.stream)
 	for {
 		select {
-		case m := <-v.out:
-			if err := v.stream.Send(m); err != nil {
-				return false, fmt.Errorf("session %q: send: %w", v.id, err)
-			}
 		case m := <-requests:
 			if err := v.take(s, m); err != nil { //nolint:contextcheck // an ICE restart bounds itself
 				return false, err
 			}
 		case err := <-left:
-			if errors.Is(err, io.EOF) {
-				err = nil // the gateway has ended it
+			switch {
+			case errors.Is(err, io.EOF):
+				return false, nil // the gateway has ended it
+			case ctx.Err() != nil:
+				return false, stopped(ctx)
 			}
-			return false, err
+			return false, rpc.FromStatus(err)
+		case err := <-unsendable:
+			if ctx.Err() != nil {
+				return false, stopped(ctx)
+			}
+			return false, fmt.Errorf("session %q: send: %w", v.id, rpc.FromStatus(err))
 		case <-v.overflow:
 			return false, fmt.Errorf("session %q: the gateway does not read: %w", v.id, fleet.Unavailable)
 		case err := <-ended:
-			if err == nil { // closed by the engine, which the node does when it stops
-				err = fmt.Errorf("session %q: %w", v.id, fleet.NodeStopping)
+			if err == nil { // its context has ended, or the engine has closed it
+				err = stopped(ctx)
 			}
 			return true, err
 		case <-ctx.Done():
-			return false, context.Cause(ctx)
+			return false, stopped(ctx)
 		}
 	}
+}
+
+// stopped says why a call ends that has not failed. Its context has ended with
+// the gateway or with the node's gRPC server; if it has not, it is the node that
+// stops. Server and node stop together, and the server says so first.
+func stopped(ctx context.Context) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, fleet.Unavailable) {
+		return cause
+	}
+	return fleet.NodeStopping
+}
+
+// transmit sends what is queued in a goroutine of its own, for a gateway that does
+// not read blocks it. It ends with ctx or, blocked, with the call: Send returns
+// when the handler has.
+func (v *viewing) transmit(ctx context.Context) (failed <-chan error) {
+	errs := make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case m := <-v.out:
+				if err := v.stream.Send(m); err != nil {
+					errs <- err
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return errs
 }
 
 // receive reads a stream's messages in a goroutine, which ends with the call:

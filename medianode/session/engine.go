@@ -79,8 +79,10 @@ type Timeouts struct {
 	Keepalive    time.Duration // between checks of consent: 2 s
 }
 
+// DefaultMaxSessions is Config.MaxSessions if that is 0.
+const DefaultMaxSessions = 1000
+
 const (
-	defaultMaxSessions = 1000
 	// resendPackets is how many packets are kept for NACK in each session: 2 s
 	// of 2 Mbit/s. A power of two, as pion demands.
 	resendPackets = 512
@@ -154,7 +156,7 @@ func newEngine(cfg Config) (*Engine, error) {
 		e.log = slog.New(slog.DiscardHandler)
 	}
 	if e.maxSessions <= 0 {
-		e.maxSessions = defaultMaxSessions
+		e.maxSessions = DefaultMaxSessions
 	}
 	if e.timeouts.Failed <= e.timeouts.Disconnected {
 		return nil, fmt.Errorf("timeout failed %v is not longer than disconnected %v", e.timeouts.Failed, e.timeouts.Disconnected)
