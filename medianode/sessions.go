@@ -376,32 +376,13 @@ func toSessionState(status fleet.CameraStatus) *mediav1.SessionState {
 		out.State = mediav1.SessionState_STATE_LIVE
 	case fleet.CameraFailed:
 		out.State = mediav1.SessionState_STATE_CAMERA_OFFLINE
-		out.Reason, out.Message = string(status.Reason), sentences[status.Reason]
+		out.Reason, out.Message = string(status.Reason), status.Reason.Sentence()
 		if !status.RetryTime.IsZero() {
 			out.RetryTime = timestamppb.New(status.RetryTime)
 		}
 	case fleet.CameraConnecting, fleet.CameraIdle:
 	}
 	return out
-}
-
-// sentences are the reasons as a viewer is told them: the source's own messages
-// name hosts and addresses, which are the operator's business.
-var sentences = map[fleet.Reason]string{
-	fleet.ReasonConnectionRefused:    "the camera refuses the connection",
-	fleet.ReasonTimeout:              "the camera does not answer",
-	fleet.ReasonHostNotFound:         "the camera's host name is not known",
-	fleet.ReasonAuthenticationFailed: "the camera refuses the user name or password it was configured with",
-	fleet.ReasonStreamNotFound:       "the camera has no stream at the path it was configured with",
-	fleet.ReasonCameraBusy:           "the camera takes no more connections",
-	fleet.ReasonTransportUnsupported: "the camera refuses the transport it was configured with",
-	fleet.ReasonTLSFailed:            "the camera's certificate is not the one expected",
-	fleet.ReasonProtocolError:        "the camera does not speak RTSP as expected",
-	fleet.ReasonNoVideo:              "the camera offers no video",
-	fleet.ReasonCodecUnsupported:     "the camera's video codec is not supported",
-	fleet.ReasonNoMedia:              "the camera is connected and sends no picture",
-	fleet.ReasonConnectionClosed:     "the camera closed the connection",
-	fleet.ReasonNetworkForbidden:     "the camera's address is not one that may be connected",
 }
 
 func toCandidate(c *mediav1.Candidate) session.Candidate {
