@@ -240,10 +240,13 @@ func TestOnDemand(t *testing.T) {
 // Without a control plane the node serves what it has; only a camera that takes
 // a single RTSP session is let go when the lease has run out.
 func TestControlPlaneAway(t *testing.T) {
-	r := newRig(t, simcam.Config{Cameras: []string{"lobby", "single", "yard"}}, Config{Labels: map[string]string{"site": "a"}, Version: "v1"})
+	r := newRig(t, simcam.Config{Cameras: []string{"lobby", "single", "yard", "attic"}}, Config{Labels: map[string]string{"site": "a"}, Version: "v1"})
 	single := r.desired("single", 7)
 	single.Camera.MaxSessions = 1
-	r.control.want(r.desired("lobby", 3), single, r.desired("yard", 4))
+	quiet := r.desired("attic", 2) // of which there is never news
+	quiet.Camera.PullPolicy = controlv1.Camera_PULL_POLICY_ON_DEMAND
+	r.control.want(r.desired("lobby", 3), single, r.desired("yard", 4), quiet)
+	r.control.waitState(t, "attic", controlv1.CameraStatus_STATE_IDLE)
 	r.control.waitState(t, "yard", controlv1.CameraStatus_STATE_LIVE)
 	r.control.waitState(t, "lobby", controlv1.CameraStatus_STATE_LIVE)
 	r.control.waitState(t, "single", controlv1.CameraStatus_STATE_LIVE)
@@ -252,7 +255,7 @@ func TestControlPlaneAway(t *testing.T) {
 
 	r.control.update(func() { r.control.down = true })
 	eventually(t, "the single session to end", func() bool { return r.cameras.Sessions("single") == 0 })
-	yard := r.node.list()[2]
+	yard := r.node.list()[3]
 	r.cameras.SetFault("yard", simcam.Stop) // which nobody hears now
 	eventually(t, "the yard to fail", func() bool { return yard.stream.Status().State == fleet.CameraFailed })
 	before.waitFrames(t, 20)
@@ -269,7 +272,7 @@ func TestControlPlaneAway(t *testing.T) {
 		hello.GetLabels()["site"] != "a" || len(hello.GetMediaAddresses()) != 1 || hello.GetSessionAddress() != "127.0.0.1:2" {
 		t.Errorf("hello %v", hello)
 	}
-	if running := hello.GetRunning(); len(running) != 3 || running[0].GetCamera() != "cameras/lobby" || running[0].GetGeneration() != 3 || running[1].GetGeneration() != 7 {
+	if running := hello.GetRunning(); len(running) != 4 || running[1].GetCamera() != "cameras/lobby" || running[1].GetGeneration() != 3 || running[2].GetGeneration() != 7 {
 		t.Errorf("running %v", running)
 	}
 	if len(r.control.hellos[0].GetRunning()) != 0 {
@@ -278,6 +281,7 @@ func TestControlPlaneAway(t *testing.T) {
 	r.control.waitState(t, "lobby", controlv1.CameraStatus_STATE_LIVE) // reported anew
 	r.control.waitState(t, "single", controlv1.CameraStatus_STATE_LIVE)
 	r.control.waitState(t, "yard", controlv1.CameraStatus_STATE_FAILED)
+	r.control.waitState(t, "attic", controlv1.CameraStatus_STATE_IDLE)
 	if plays := r.cameras.Plays("lobby"); plays != 1 {
 		t.Errorf("the camera of all saw %d PLAY", plays)
 	}

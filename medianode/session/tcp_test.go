@@ -141,7 +141,13 @@ func TestTCPLimits(t *testing.T) {
 		if _, err := viewer.Write(check(fragment)); err != nil {
 			t.Fatal(err)
 		}
-		c := <-accepted
+		var c net.Conn
+		select {
+		case c = <-accepted:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the connection is not accepted")
+		}
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 		buf := make([]byte, 100)
 		if _, err := io.ReadFull(c, buf[:2]); err != nil {
 			return c, err
@@ -178,7 +184,11 @@ func TestTCPLimits(t *testing.T) {
 
 	silent := []net.Conn{dial(t, l), dial(t, l), dial(t, l)}
 	for range silent {
-		<-accepted
+		select {
+		case <-accepted:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the address does not get its connections")
+		}
 	}
 	if before := l.refused.Load(); !ended(dial(t, l)) || l.refused.Load() != before+1 {
 		t.Error("the address has a fourth connection that nobody answered")
