@@ -50,8 +50,7 @@ test: ## Everything that CI checks
 
 .PHONY: unit
 unit: ## Go's unit and integration tests, with the race detector
-	@# Most of them wait more than they compute.
-	$(GO) test -race -count=1 -p 4 -timeout 10m ./...
+	$(GO) test -race -count=1 -timeout 10m ./...
 
 .PHONY: e2e
 e2e: ## End-to-end tests with cameras by others and Chromium; E2E=TestUp runs one
