@@ -21,6 +21,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Part is what a node does in the move of a camera.
+type DesiredCamera_Part int32
+
+const (
+	// No move: the node pulls and serves the camera as its pull policy says.
+	DesiredCamera_PART_UNSPECIFIED DesiredCamera_Part = 0
+	// The camera is on its way here while another node still serves it. The
+	// node pulls it whatever its pull policy, and reports LIVE when it could
+	// take over.
+	DesiredCamera_PART_TAKE_OVER DesiredCamera_Part = 1
+	// The camera has gone to another node. The node opens no new sessions for
+	// it (STALE_ROUTE), goes on with those it has until they have left, or for
+	// 30 s at most, then lets the camera go and reports it released.
+	DesiredCamera_PART_HAND_OVER DesiredCamera_Part = 2
+)
+
+// Enum value maps for DesiredCamera_Part.
+var (
+	DesiredCamera_Part_name = map[int32]string{
+		0: "PART_UNSPECIFIED",
+		1: "PART_TAKE_OVER",
+		2: "PART_HAND_OVER",
+	}
+	DesiredCamera_Part_value = map[string]int32{
+		"PART_UNSPECIFIED": 0,
+		"PART_TAKE_OVER":   1,
+		"PART_HAND_OVER":   2,
+	}
+)
+
+func (x DesiredCamera_Part) Enum() *DesiredCamera_Part {
+	p := new(DesiredCamera_Part)
+	*p = x
+	return p
+}
+
+func (x DesiredCamera_Part) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DesiredCamera_Part) Descriptor() protoreflect.EnumDescriptor {
+	return file_fanlight_control_v1_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (DesiredCamera_Part) Type() protoreflect.EnumType {
+	return &file_fanlight_control_v1_agent_proto_enumTypes[0]
+}
+
+func (x DesiredCamera_Part) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DesiredCamera_Part.Descriptor instead.
+func (DesiredCamera_Part) EnumDescriptor() ([]byte, []int) {
+	return file_fanlight_control_v1_agent_proto_rawDescGZIP(), []int{6, 0}
+}
+
 // SyncRequest is a message from a node.
 type SyncRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -31,6 +88,7 @@ type SyncRequest struct {
 	//	*SyncRequest_Hello
 	//	*SyncRequest_Applied
 	//	*SyncRequest_Report
+	//	*SyncRequest_Leave
 	Message       isSyncRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -100,6 +158,15 @@ func (x *SyncRequest) GetReport() *Report {
 	return nil
 }
 
+func (x *SyncRequest) GetLeave() *Leave {
+	if x != nil {
+		if x, ok := x.Message.(*SyncRequest_Leave); ok {
+			return x.Leave
+		}
+	}
+	return nil
+}
+
 type isSyncRequest_Message interface {
 	isSyncRequest_Message()
 }
@@ -119,11 +186,18 @@ type SyncRequest_Report struct {
 	Report *Report `protobuf:"bytes,3,opt,name=report,proto3,oneof"`
 }
 
+type SyncRequest_Leave struct {
+	// The node is about to stop.
+	Leave *Leave `protobuf:"bytes,4,opt,name=leave,proto3,oneof"`
+}
+
 func (*SyncRequest_Hello) isSyncRequest_Message() {}
 
 func (*SyncRequest_Applied) isSyncRequest_Message() {}
 
 func (*SyncRequest_Report) isSyncRequest_Message() {}
+
+func (*SyncRequest_Leave) isSyncRequest_Message() {}
 
 // SyncResponse is a message to a node.
 type SyncResponse struct {
@@ -497,7 +571,10 @@ type DesiredCamera struct {
 	// The RTSP password, for this node alone.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// The assignment's generation. A node refuses one lower than it has seen.
-	Generation    int64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation int64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The node's part in the camera's move from one node to another, if one is
+	// under way.
+	Part          DesiredCamera_Part `protobuf:"varint,4,opt,name=part,proto3,enum=fanlight.control.v1.DesiredCamera_Part" json:"part,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -551,6 +628,13 @@ func (x *DesiredCamera) GetGeneration() int64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *DesiredCamera) GetPart() DesiredCamera_Part {
+	if x != nil {
+		return x.Part
+	}
+	return DesiredCamera_PART_UNSPECIFIED
 }
 
 // Applied says what a node made of a desired set.
@@ -678,7 +762,12 @@ type Report struct {
 	// The node's load, if it is time to say.
 	Load *NodeLoad `protobuf:"bytes,1,opt,name=load,proto3" json:"load,omitempty"`
 	// The cameras whose state changed.
-	Cameras       []*ObservedCamera `protobuf:"bytes,2,rep,name=cameras,proto3" json:"cameras,omitempty"`
+	Cameras []*ObservedCamera `protobuf:"bytes,2,rep,name=cameras,proto3" json:"cameras,omitempty"`
+	// Assignments that the node has let go of, or never had though it was to
+	// hand them over: nothing of them is pulled any more. Said once for each
+	// camera that left the desired set or that was handed over, when its RTSP
+	// session has ended; and again on the next stream if this one ended first.
+	Released      []*RunningAssignment `protobuf:"bytes,3,rep,name=released,proto3" json:"released,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -727,6 +816,53 @@ func (x *Report) GetCameras() []*ObservedCamera {
 	return nil
 }
 
+func (x *Report) GetReleased() []*RunningAssignment {
+	if x != nil {
+		return x.Released
+	}
+	return nil
+}
+
+// Leave says that the node's process is about to stop, as after SIGTERM. From
+// then on the node counts as being drained, until the process has ended: it is
+// given no more cameras, and those that it has move to others. The node stops
+// when it has none left, or when it has waited long enough.
+type Leave struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Leave) Reset() {
+	*x = Leave{}
+	mi := &file_fanlight_control_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Leave) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Leave) ProtoMessage() {}
+
+func (x *Leave) ProtoReflect() protoreflect.Message {
+	mi := &file_fanlight_control_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Leave.ProtoReflect.Descriptor instead.
+func (*Leave) Descriptor() ([]byte, []int) {
+	return file_fanlight_control_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
 // ObservedCamera is a camera's state as its node sees it.
 type ObservedCamera struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -743,7 +879,7 @@ type ObservedCamera struct {
 
 func (x *ObservedCamera) Reset() {
 	*x = ObservedCamera{}
-	mi := &file_fanlight_control_v1_agent_proto_msgTypes[10]
+	mi := &file_fanlight_control_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +891,7 @@ func (x *ObservedCamera) String() string {
 func (*ObservedCamera) ProtoMessage() {}
 
 func (x *ObservedCamera) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_agent_proto_msgTypes[10]
+	mi := &file_fanlight_control_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +904,7 @@ func (x *ObservedCamera) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObservedCamera.ProtoReflect.Descriptor instead.
 func (*ObservedCamera) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_fanlight_control_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ObservedCamera) GetCamera() string {
@@ -796,11 +932,12 @@ var File_fanlight_control_v1_agent_proto protoreflect.FileDescriptor
 
 const file_fanlight_control_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x1ffanlight/control/v1/agent.proto\x12\x13fanlight.control.v1\x1a fanlight/control/v1/camera.proto\x1a\x1efanlight/control/v1/node.proto\"\xbd\x01\n" +
+	"\x1ffanlight/control/v1/agent.proto\x12\x13fanlight.control.v1\x1a fanlight/control/v1/camera.proto\x1a\x1efanlight/control/v1/node.proto\"\xf1\x01\n" +
 	"\vSyncRequest\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.fanlight.control.v1.HelloH\x00R\x05hello\x128\n" +
 	"\aapplied\x18\x02 \x01(\v2\x1c.fanlight.control.v1.AppliedH\x00R\aapplied\x125\n" +
-	"\x06report\x18\x03 \x01(\v2\x1b.fanlight.control.v1.ReportH\x00R\x06reportB\t\n" +
+	"\x06report\x18\x03 \x01(\v2\x1b.fanlight.control.v1.ReportH\x00R\x06report\x122\n" +
+	"\x05leave\x18\x04 \x01(\v2\x1a.fanlight.control.v1.LeaveH\x00R\x05leaveB\t\n" +
 	"\amessage\"\x97\x01\n" +
 	"\fSyncResponse\x128\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1c.fanlight.control.v1.WelcomeH\x00R\awelcome\x12B\n" +
@@ -833,13 +970,18 @@ const file_fanlight_control_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\x03R\n" +
 	"generation\x12<\n" +
-	"\acameras\x18\x02 \x03(\v2\".fanlight.control.v1.DesiredCameraR\acameras\"\x80\x01\n" +
+	"\acameras\x18\x02 \x03(\v2\".fanlight.control.v1.DesiredCameraR\acameras\"\x83\x02\n" +
 	"\rDesiredCamera\x123\n" +
 	"\x06camera\x18\x01 \x01(\v2\x1b.fanlight.control.v1.CameraR\x06camera\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x03R\n" +
-	"generation\"b\n" +
+	"generation\x12;\n" +
+	"\x04part\x18\x04 \x01(\x0e2'.fanlight.control.v1.DesiredCamera.PartR\x04part\"D\n" +
+	"\x04Part\x12\x14\n" +
+	"\x10PART_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0ePART_TAKE_OVER\x10\x01\x12\x12\n" +
+	"\x0ePART_HAND_OVER\x10\x02\"b\n" +
 	"\aApplied\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x03R\n" +
@@ -849,10 +991,12 @@ const file_fanlight_control_v1_agent_proto_rawDesc = "" +
 	"ApplyError\x12\x16\n" +
 	"\x06camera\x18\x01 \x01(\tR\x06camera\x123\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x1b.fanlight.control.v1.ReasonR\x06reason\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"z\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xbe\x01\n" +
 	"\x06Report\x121\n" +
 	"\x04load\x18\x01 \x01(\v2\x1d.fanlight.control.v1.NodeLoadR\x04load\x12=\n" +
-	"\acameras\x18\x02 \x03(\v2#.fanlight.control.v1.ObservedCameraR\acameras\"\x83\x01\n" +
+	"\acameras\x18\x02 \x03(\v2#.fanlight.control.v1.ObservedCameraR\acameras\x12B\n" +
+	"\breleased\x18\x03 \x03(\v2&.fanlight.control.v1.RunningAssignmentR\breleased\"\a\n" +
+	"\x05Leave\"\x83\x01\n" +
 	"\x0eObservedCamera\x12\x16\n" +
 	"\x06camera\x18\x01 \x01(\tR\x06camera\x12\x1e\n" +
 	"\n" +
@@ -874,49 +1018,55 @@ func file_fanlight_control_v1_agent_proto_rawDescGZIP() []byte {
 	return file_fanlight_control_v1_agent_proto_rawDescData
 }
 
-var file_fanlight_control_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_fanlight_control_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_fanlight_control_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_fanlight_control_v1_agent_proto_goTypes = []any{
-	(*SyncRequest)(nil),       // 0: fanlight.control.v1.SyncRequest
-	(*SyncResponse)(nil),      // 1: fanlight.control.v1.SyncResponse
-	(*Hello)(nil),             // 2: fanlight.control.v1.Hello
-	(*RunningAssignment)(nil), // 3: fanlight.control.v1.RunningAssignment
-	(*Welcome)(nil),           // 4: fanlight.control.v1.Welcome
-	(*DesiredSet)(nil),        // 5: fanlight.control.v1.DesiredSet
-	(*DesiredCamera)(nil),     // 6: fanlight.control.v1.DesiredCamera
-	(*Applied)(nil),           // 7: fanlight.control.v1.Applied
-	(*ApplyError)(nil),        // 8: fanlight.control.v1.ApplyError
-	(*Report)(nil),            // 9: fanlight.control.v1.Report
-	(*ObservedCamera)(nil),    // 10: fanlight.control.v1.ObservedCamera
-	nil,                       // 11: fanlight.control.v1.Hello.LabelsEntry
-	(*NodeCapacity)(nil),      // 12: fanlight.control.v1.NodeCapacity
-	(*Camera)(nil),            // 13: fanlight.control.v1.Camera
-	(Reason)(0),               // 14: fanlight.control.v1.Reason
-	(*NodeLoad)(nil),          // 15: fanlight.control.v1.NodeLoad
-	(*CameraStatus)(nil),      // 16: fanlight.control.v1.CameraStatus
+	(DesiredCamera_Part)(0),   // 0: fanlight.control.v1.DesiredCamera.Part
+	(*SyncRequest)(nil),       // 1: fanlight.control.v1.SyncRequest
+	(*SyncResponse)(nil),      // 2: fanlight.control.v1.SyncResponse
+	(*Hello)(nil),             // 3: fanlight.control.v1.Hello
+	(*RunningAssignment)(nil), // 4: fanlight.control.v1.RunningAssignment
+	(*Welcome)(nil),           // 5: fanlight.control.v1.Welcome
+	(*DesiredSet)(nil),        // 6: fanlight.control.v1.DesiredSet
+	(*DesiredCamera)(nil),     // 7: fanlight.control.v1.DesiredCamera
+	(*Applied)(nil),           // 8: fanlight.control.v1.Applied
+	(*ApplyError)(nil),        // 9: fanlight.control.v1.ApplyError
+	(*Report)(nil),            // 10: fanlight.control.v1.Report
+	(*Leave)(nil),             // 11: fanlight.control.v1.Leave
+	(*ObservedCamera)(nil),    // 12: fanlight.control.v1.ObservedCamera
+	nil,                       // 13: fanlight.control.v1.Hello.LabelsEntry
+	(*NodeCapacity)(nil),      // 14: fanlight.control.v1.NodeCapacity
+	(*Camera)(nil),            // 15: fanlight.control.v1.Camera
+	(Reason)(0),               // 16: fanlight.control.v1.Reason
+	(*NodeLoad)(nil),          // 17: fanlight.control.v1.NodeLoad
+	(*CameraStatus)(nil),      // 18: fanlight.control.v1.CameraStatus
 }
 var file_fanlight_control_v1_agent_proto_depIdxs = []int32{
-	2,  // 0: fanlight.control.v1.SyncRequest.hello:type_name -> fanlight.control.v1.Hello
-	7,  // 1: fanlight.control.v1.SyncRequest.applied:type_name -> fanlight.control.v1.Applied
-	9,  // 2: fanlight.control.v1.SyncRequest.report:type_name -> fanlight.control.v1.Report
-	4,  // 3: fanlight.control.v1.SyncResponse.welcome:type_name -> fanlight.control.v1.Welcome
-	5,  // 4: fanlight.control.v1.SyncResponse.desired_set:type_name -> fanlight.control.v1.DesiredSet
-	11, // 5: fanlight.control.v1.Hello.labels:type_name -> fanlight.control.v1.Hello.LabelsEntry
-	12, // 6: fanlight.control.v1.Hello.capacity:type_name -> fanlight.control.v1.NodeCapacity
-	3,  // 7: fanlight.control.v1.Hello.running:type_name -> fanlight.control.v1.RunningAssignment
-	6,  // 8: fanlight.control.v1.DesiredSet.cameras:type_name -> fanlight.control.v1.DesiredCamera
-	13, // 9: fanlight.control.v1.DesiredCamera.camera:type_name -> fanlight.control.v1.Camera
-	8,  // 10: fanlight.control.v1.Applied.errors:type_name -> fanlight.control.v1.ApplyError
-	14, // 11: fanlight.control.v1.ApplyError.reason:type_name -> fanlight.control.v1.Reason
-	15, // 12: fanlight.control.v1.Report.load:type_name -> fanlight.control.v1.NodeLoad
-	10, // 13: fanlight.control.v1.Report.cameras:type_name -> fanlight.control.v1.ObservedCamera
-	16, // 14: fanlight.control.v1.ObservedCamera.status:type_name -> fanlight.control.v1.CameraStatus
-	0,  // 15: fanlight.control.v1.AgentService.Sync:input_type -> fanlight.control.v1.SyncRequest
-	1,  // 16: fanlight.control.v1.AgentService.Sync:output_type -> fanlight.control.v1.SyncResponse
-	16, // [16:17] is the sub-list for method output_type
-	15, // [15:16] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	3,  // 0: fanlight.control.v1.SyncRequest.hello:type_name -> fanlight.control.v1.Hello
+	8,  // 1: fanlight.control.v1.SyncRequest.applied:type_name -> fanlight.control.v1.Applied
+	10, // 2: fanlight.control.v1.SyncRequest.report:type_name -> fanlight.control.v1.Report
+	11, // 3: fanlight.control.v1.SyncRequest.leave:type_name -> fanlight.control.v1.Leave
+	5,  // 4: fanlight.control.v1.SyncResponse.welcome:type_name -> fanlight.control.v1.Welcome
+	6,  // 5: fanlight.control.v1.SyncResponse.desired_set:type_name -> fanlight.control.v1.DesiredSet
+	13, // 6: fanlight.control.v1.Hello.labels:type_name -> fanlight.control.v1.Hello.LabelsEntry
+	14, // 7: fanlight.control.v1.Hello.capacity:type_name -> fanlight.control.v1.NodeCapacity
+	4,  // 8: fanlight.control.v1.Hello.running:type_name -> fanlight.control.v1.RunningAssignment
+	7,  // 9: fanlight.control.v1.DesiredSet.cameras:type_name -> fanlight.control.v1.DesiredCamera
+	15, // 10: fanlight.control.v1.DesiredCamera.camera:type_name -> fanlight.control.v1.Camera
+	0,  // 11: fanlight.control.v1.DesiredCamera.part:type_name -> fanlight.control.v1.DesiredCamera.Part
+	9,  // 12: fanlight.control.v1.Applied.errors:type_name -> fanlight.control.v1.ApplyError
+	16, // 13: fanlight.control.v1.ApplyError.reason:type_name -> fanlight.control.v1.Reason
+	17, // 14: fanlight.control.v1.Report.load:type_name -> fanlight.control.v1.NodeLoad
+	12, // 15: fanlight.control.v1.Report.cameras:type_name -> fanlight.control.v1.ObservedCamera
+	4,  // 16: fanlight.control.v1.Report.released:type_name -> fanlight.control.v1.RunningAssignment
+	18, // 17: fanlight.control.v1.ObservedCamera.status:type_name -> fanlight.control.v1.CameraStatus
+	1,  // 18: fanlight.control.v1.AgentService.Sync:input_type -> fanlight.control.v1.SyncRequest
+	2,  // 19: fanlight.control.v1.AgentService.Sync:output_type -> fanlight.control.v1.SyncResponse
+	19, // [19:20] is the sub-list for method output_type
+	18, // [18:19] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_fanlight_control_v1_agent_proto_init() }
@@ -930,6 +1080,7 @@ func file_fanlight_control_v1_agent_proto_init() {
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Applied)(nil),
 		(*SyncRequest_Report)(nil),
+		(*SyncRequest_Leave)(nil),
 	}
 	file_fanlight_control_v1_agent_proto_msgTypes[1].OneofWrappers = []any{
 		(*SyncResponse_Welcome)(nil),
@@ -940,13 +1091,14 @@ func file_fanlight_control_v1_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fanlight_control_v1_agent_proto_rawDesc), len(file_fanlight_control_v1_agent_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   12,
+			NumEnums:      1,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_fanlight_control_v1_agent_proto_goTypes,
 		DependencyIndexes: file_fanlight_control_v1_agent_proto_depIdxs,
+		EnumInfos:         file_fanlight_control_v1_agent_proto_enumTypes,
 		MessageInfos:      file_fanlight_control_v1_agent_proto_msgTypes,
 	}.Build()
 	File_fanlight_control_v1_agent_proto = out.File

@@ -159,10 +159,13 @@ type Node struct {
 	ConnectTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=connect_time,json=connectTime,proto3" json:"connect_time,omitempty"`
 	// The drain, if there is one.
 	Drain *Drain `protobuf:"bytes,11,opt,name=drain,proto3" json:"drain,omitempty"`
-	// How many cameras are assigned to it.
+	// How many cameras are assigned to it, or have not been let go of yet.
 	AssignedCameras int32 `protobuf:"varint,12,opt,name=assigned_cameras,json=assignedCameras,proto3" json:"assigned_cameras,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Whether its process is about to stop, and its cameras move to others: the
+	// state is DRAINING then, without a drain.
+	Leaving       bool `protobuf:"varint,13,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -277,6 +280,13 @@ func (x *Node) GetAssignedCameras() int32 {
 		return x.AssignedCameras
 	}
 	return 0
+}
+
+func (x *Node) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
 }
 
 // NodeCapacity is what a node may be given. 0 in a field: no limit.
@@ -433,9 +443,15 @@ type Drain struct {
 	// By when the node must be empty, moves in flight or not.
 	Deadline *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// Cameras still on the node.
-	CamerasLeft   int32 `protobuf:"varint,3,opt,name=cameras_left,json=camerasLeft,proto3" json:"cameras_left,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CamerasLeft int32 `protobuf:"varint,3,opt,name=cameras_left,json=camerasLeft,proto3" json:"cameras_left,omitempty"`
+	// Of these, those that no other node can take. They stay until the deadline,
+	// and are UNASSIGNED then.
+	CamerasStranded int32 `protobuf:"varint,4,opt,name=cameras_stranded,json=camerasStranded,proto3" json:"cameras_stranded,omitempty"`
+	// Why one of the stranded cameras can't move, in a sentence that says what to
+	// change.
+	StrandedMessage string `protobuf:"bytes,5,opt,name=stranded_message,json=strandedMessage,proto3" json:"stranded_message,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Drain) Reset() {
@@ -487,6 +503,20 @@ func (x *Drain) GetCamerasLeft() int32 {
 		return x.CamerasLeft
 	}
 	return 0
+}
+
+func (x *Drain) GetCamerasStranded() int32 {
+	if x != nil {
+		return x.CamerasStranded
+	}
+	return 0
+}
+
+func (x *Drain) GetStrandedMessage() string {
+	if x != nil {
+		return x.StrandedMessage
+	}
+	return ""
 }
 
 // GetNodeRequest names a node.
@@ -1055,7 +1085,7 @@ var File_fanlight_control_v1_node_proto protoreflect.FileDescriptor
 
 const file_fanlight_control_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x1efanlight/control/v1/node.proto\x12\x13fanlight.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x05\n" +
+	"\x1efanlight/control/v1/node.proto\x12\x13fanlight.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x05\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1f.fanlight.control.v1.Node.StateR\x05state\x12'\n" +
@@ -1069,7 +1099,8 @@ const file_fanlight_control_v1_node_proto_rawDesc = "" +
 	"\fconnect_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\vconnectTime\x120\n" +
 	"\x05drain\x18\v \x01(\v2\x1a.fanlight.control.v1.DrainR\x05drain\x12)\n" +
-	"\x10assigned_cameras\x18\f \x01(\x05R\x0fassignedCameras\x1a9\n" +
+	"\x10assigned_cameras\x18\f \x01(\x05R\x0fassignedCameras\x12\x18\n" +
+	"\aleaving\x18\r \x01(\bR\aleaving\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +
@@ -1092,12 +1123,14 @@ const file_fanlight_control_v1_node_proto_rawDesc = "" +
 	"ingressBps\x12\x1d\n" +
 	"\n" +
 	"egress_bps\x18\x03 \x01(\x03R\tegressBps\x12\x18\n" +
-	"\aviewers\x18\x04 \x01(\x05R\aviewers\"\x9d\x01\n" +
+	"\aviewers\x18\x04 \x01(\x05R\aviewers\"\xf3\x01\n" +
 	"\x05Drain\x129\n" +
 	"\n" +
 	"start_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x126\n" +
 	"\bdeadline\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12!\n" +
-	"\fcameras_left\x18\x03 \x01(\x05R\vcamerasLeft\"$\n" +
+	"\fcameras_left\x18\x03 \x01(\x05R\vcamerasLeft\x12)\n" +
+	"\x10cameras_stranded\x18\x04 \x01(\x05R\x0fcamerasStranded\x12)\n" +
+	"\x10stranded_message\x18\x05 \x01(\tR\x0fstrandedMessage\"$\n" +
 	"\x0eGetNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"@\n" +
 	"\x0fGetNodeResponse\x12-\n" +

@@ -35,6 +35,12 @@ const (
 type SessionServiceClient interface {
 	// OpenSession runs one viewer's session; the stream is the session's life.
 	//
+	// The gateway ends the session by half-closing the stream, which the node
+	// answers by ending it. If the stream breaks in any other way, the gateway
+	// has died or can't be reached: the session is orphaned and goes on for 15 s,
+	// or until its peer connection ends, so that the viewer can open another
+	// through another gateway before it loses the picture.
+	//
 	// The gateway sends Open first and then the viewer's candidates and other
 	// messages; the node sends the Answer, its candidates and the camera's
 	// state. The session ends when either side ends the stream, or the peer
@@ -93,6 +99,12 @@ func (c *sessionServiceClient) GetStats(ctx context.Context, in *GetStatsRequest
 // reason is one of docs/errors.md.
 type SessionServiceServer interface {
 	// OpenSession runs one viewer's session; the stream is the session's life.
+	//
+	// The gateway ends the session by half-closing the stream, which the node
+	// answers by ending it. If the stream breaks in any other way, the gateway
+	// has died or can't be reached: the session is orphaned and goes on for 15 s,
+	// or until its peer connection ends, so that the viewer can open another
+	// through another gateway before it loses the picture.
 	//
 	// The gateway sends Open first and then the viewer's candidates and other
 	// messages; the node sends the Answer, its candidates and the camera's

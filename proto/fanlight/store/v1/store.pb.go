@@ -26,6 +26,65 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Move is how far a camera's move from one node to another is.
+type Assignment_Move int32
+
+const (
+	// No move is under way.
+	Assignment_MOVE_UNSPECIFIED Assignment_Move = 0
+	// from_node serves, node is to become LIVE. The route leads to from_node.
+	Assignment_MOVE_WARMING Assignment_Move = 1
+	// node serves, from_node keeps the sessions that it has until they have
+	// left. The route leads to node.
+	Assignment_MOVE_SERVING Assignment_Move = 2
+	// from_node is to let go before node may pull: the camera accepts a single
+	// RTSP session. There is no route.
+	Assignment_MOVE_RELEASING Assignment_Move = 3
+)
+
+// Enum value maps for Assignment_Move.
+var (
+	Assignment_Move_name = map[int32]string{
+		0: "MOVE_UNSPECIFIED",
+		1: "MOVE_WARMING",
+		2: "MOVE_SERVING",
+		3: "MOVE_RELEASING",
+	}
+	Assignment_Move_value = map[string]int32{
+		"MOVE_UNSPECIFIED": 0,
+		"MOVE_WARMING":     1,
+		"MOVE_SERVING":     2,
+		"MOVE_RELEASING":   3,
+	}
+)
+
+func (x Assignment_Move) Enum() *Assignment_Move {
+	p := new(Assignment_Move)
+	*p = x
+	return p
+}
+
+func (x Assignment_Move) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Assignment_Move) Descriptor() protoreflect.EnumDescriptor {
+	return file_fanlight_store_v1_store_proto_enumTypes[0].Descriptor()
+}
+
+func (Assignment_Move) Type() protoreflect.EnumType {
+	return &file_fanlight_store_v1_store_proto_enumTypes[0]
+}
+
+func (x Assignment_Move) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Assignment_Move.Descriptor instead.
+func (Assignment_Move) EnumDescriptor() ([]byte, []int) {
+	return file_fanlight_store_v1_store_proto_rawDescGZIP(), []int{1, 0}
+}
+
 // Camera is the value of cameras/{camera}: the camera as operators want it.
 // Its key is written by operators' calls alone, so that the key's revision is
 // the camera's etag.
@@ -105,12 +164,22 @@ type Assignment struct {
 	// The id of the node that had the camera under the decision before. Empty:
 	// none had.
 	PreviousNode string `protobuf:"bytes,3,opt,name=previous_node,json=previousNode,proto3" json:"previous_node,omitempty"`
-	// Why there is no node.
+	// Why there is no node; or, if there is one, why the camera stays on it
+	// although it should leave.
 	Reason v1.Reason `protobuf:"varint,4,opt,name=reason,proto3,enum=fanlight.control.v1.Reason" json:"reason,omitempty"`
 	// The reason in a sentence that says what to change.
 	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	// When it was decided.
-	AssignTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=assign_time,json=assignTime,proto3" json:"assign_time,omitempty"`
+	AssignTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=assign_time,json=assignTime,proto3" json:"assign_time,omitempty"`
+	// The id of the node that has not let go of the camera yet. Empty: no move is
+	// under way.
+	FromNode string `protobuf:"bytes,7,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
+	// The generation under which from_node has the camera.
+	FromGeneration int64 `protobuf:"varint,8,opt,name=from_generation,json=fromGeneration,proto3" json:"from_generation,omitempty"`
+	// How far the move is. NONE without from_node.
+	Move Assignment_Move `protobuf:"varint,9,opt,name=move,proto3,enum=fanlight.store.v1.Assignment_Move" json:"move,omitempty"`
+	// When the move came so far.
+	MoveTime      *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=move_time,json=moveTime,proto3" json:"move_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,6 +256,34 @@ func (x *Assignment) GetAssignTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Assignment) GetFromNode() string {
+	if x != nil {
+		return x.FromNode
+	}
+	return ""
+}
+
+func (x *Assignment) GetFromGeneration() int64 {
+	if x != nil {
+		return x.FromGeneration
+	}
+	return 0
+}
+
+func (x *Assignment) GetMove() Assignment_Move {
+	if x != nil {
+		return x.Move
+	}
+	return Assignment_MOVE_UNSPECIFIED
+}
+
+func (x *Assignment) GetMoveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.MoveTime
+	}
+	return nil
+}
+
 var File_fanlight_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_fanlight_store_v1_store_proto_rawDesc = "" +
@@ -195,7 +292,7 @@ const file_fanlight_store_v1_store_proto_rawDesc = "" +
 	"\x06Camera\x123\n" +
 	"\x06camera\x18\x01 \x01(\v2\x1b.fanlight.control.v1.CameraR\x06camera\x12'\n" +
 	"\x0fsealed_password\x18\x02 \x01(\fR\x0esealedPassword\x12*\n" +
-	"\x11create_request_id\x18\x03 \x01(\tR\x0fcreateRequestId\"\xf1\x01\n" +
+	"\x11create_request_id\x18\x03 \x01(\tR\x0fcreateRequestId\"\xfe\x03\n" +
 	"\n" +
 	"Assignment\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1e\n" +
@@ -206,7 +303,17 @@ const file_fanlight_store_v1_store_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\x0e2\x1b.fanlight.control.v1.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12;\n" +
 	"\vassign_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"assignTimeB*Z(fanlight/proto/fanlight/store/v1;storev1b\x06proto3"
+	"assignTime\x12\x1b\n" +
+	"\tfrom_node\x18\a \x01(\tR\bfromNode\x12'\n" +
+	"\x0ffrom_generation\x18\b \x01(\x03R\x0efromGeneration\x126\n" +
+	"\x04move\x18\t \x01(\x0e2\".fanlight.store.v1.Assignment.MoveR\x04move\x127\n" +
+	"\tmove_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\bmoveTime\"T\n" +
+	"\x04Move\x12\x14\n" +
+	"\x10MOVE_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fMOVE_WARMING\x10\x01\x12\x10\n" +
+	"\fMOVE_SERVING\x10\x02\x12\x12\n" +
+	"\x0eMOVE_RELEASING\x10\x03B*Z(fanlight/proto/fanlight/store/v1;storev1b\x06proto3"
 
 var (
 	file_fanlight_store_v1_store_proto_rawDescOnce sync.Once
@@ -220,23 +327,27 @@ func file_fanlight_store_v1_store_proto_rawDescGZIP() []byte {
 	return file_fanlight_store_v1_store_proto_rawDescData
 }
 
+var file_fanlight_store_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_fanlight_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_fanlight_store_v1_store_proto_goTypes = []any{
-	(*Camera)(nil),                // 0: fanlight.store.v1.Camera
-	(*Assignment)(nil),            // 1: fanlight.store.v1.Assignment
-	(*v1.Camera)(nil),             // 2: fanlight.control.v1.Camera
-	(v1.Reason)(0),                // 3: fanlight.control.v1.Reason
-	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(Assignment_Move)(0),          // 0: fanlight.store.v1.Assignment.Move
+	(*Camera)(nil),                // 1: fanlight.store.v1.Camera
+	(*Assignment)(nil),            // 2: fanlight.store.v1.Assignment
+	(*v1.Camera)(nil),             // 3: fanlight.control.v1.Camera
+	(v1.Reason)(0),                // 4: fanlight.control.v1.Reason
+	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
 }
 var file_fanlight_store_v1_store_proto_depIdxs = []int32{
-	2, // 0: fanlight.store.v1.Camera.camera:type_name -> fanlight.control.v1.Camera
-	3, // 1: fanlight.store.v1.Assignment.reason:type_name -> fanlight.control.v1.Reason
-	4, // 2: fanlight.store.v1.Assignment.assign_time:type_name -> google.protobuf.Timestamp
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	3, // 0: fanlight.store.v1.Camera.camera:type_name -> fanlight.control.v1.Camera
+	4, // 1: fanlight.store.v1.Assignment.reason:type_name -> fanlight.control.v1.Reason
+	5, // 2: fanlight.store.v1.Assignment.assign_time:type_name -> google.protobuf.Timestamp
+	0, // 3: fanlight.store.v1.Assignment.move:type_name -> fanlight.store.v1.Assignment.Move
+	5, // 4: fanlight.store.v1.Assignment.move_time:type_name -> google.protobuf.Timestamp
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_fanlight_store_v1_store_proto_init() }
@@ -249,13 +360,14 @@ func file_fanlight_store_v1_store_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fanlight_store_v1_store_proto_rawDesc), len(file_fanlight_store_v1_store_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   2,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_fanlight_store_v1_store_proto_goTypes,
 		DependencyIndexes: file_fanlight_store_v1_store_proto_depIdxs,
+		EnumInfos:         file_fanlight_store_v1_store_proto_enumTypes,
 		MessageInfos:      file_fanlight_store_v1_store_proto_msgTypes,
 	}.Build()
 	File_fanlight_store_v1_store_proto = out.File
