@@ -35,6 +35,10 @@ const (
 	// it (STALE_ROUTE), goes on with those it has until they have left, or for
 	// 30 s at most, then lets the camera go and reports it released.
 	DesiredCamera_PART_HAND_OVER DesiredCamera_Part = 2
+	// The camera is on its way to another node that has not taken it over yet.
+	// The node goes on as without a part; one that is about to stop waits for
+	// the move, which it could not see otherwise.
+	DesiredCamera_PART_AWAIT_HAND_OVER DesiredCamera_Part = 3
 )
 
 // Enum value maps for DesiredCamera_Part.
@@ -43,11 +47,13 @@ var (
 		0: "PART_UNSPECIFIED",
 		1: "PART_TAKE_OVER",
 		2: "PART_HAND_OVER",
+		3: "PART_AWAIT_HAND_OVER",
 	}
 	DesiredCamera_Part_value = map[string]int32{
-		"PART_UNSPECIFIED": 0,
-		"PART_TAKE_OVER":   1,
-		"PART_HAND_OVER":   2,
+		"PART_UNSPECIFIED":     0,
+		"PART_TAKE_OVER":       1,
+		"PART_HAND_OVER":       2,
+		"PART_AWAIT_HAND_OVER": 3,
 	}
 )
 
@@ -970,18 +976,19 @@ const file_fanlight_control_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\x03R\n" +
 	"generation\x12<\n" +
-	"\acameras\x18\x02 \x03(\v2\".fanlight.control.v1.DesiredCameraR\acameras\"\x83\x02\n" +
+	"\acameras\x18\x02 \x03(\v2\".fanlight.control.v1.DesiredCameraR\acameras\"\x9d\x02\n" +
 	"\rDesiredCamera\x123\n" +
 	"\x06camera\x18\x01 \x01(\v2\x1b.fanlight.control.v1.CameraR\x06camera\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x03R\n" +
 	"generation\x12;\n" +
-	"\x04part\x18\x04 \x01(\x0e2'.fanlight.control.v1.DesiredCamera.PartR\x04part\"D\n" +
+	"\x04part\x18\x04 \x01(\x0e2'.fanlight.control.v1.DesiredCamera.PartR\x04part\"^\n" +
 	"\x04Part\x12\x14\n" +
 	"\x10PART_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePART_TAKE_OVER\x10\x01\x12\x12\n" +
-	"\x0ePART_HAND_OVER\x10\x02\"b\n" +
+	"\x0ePART_HAND_OVER\x10\x02\x12\x18\n" +
+	"\x14PART_AWAIT_HAND_OVER\x10\x03\"b\n" +
 	"\aApplied\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x03R\n" +
