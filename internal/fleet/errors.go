@@ -36,6 +36,12 @@ const (
 	InvalidPageToken   Error = "INVALID_PAGE_TOKEN"
 	InvalidResumeToken Error = "INVALID_RESUME_TOKEN"
 
+	// The control plane's store and its replicas.
+	StoreFull            Error = "STORE_FULL"
+	MemberExists         Error = "MEMBER_EXISTS"
+	MemberNotFound       Error = "MEMBER_NOT_FOUND"
+	ClusterChangeRefused Error = "CLUSTER_CHANGE_REFUSED"
+
 	// Nodes.
 	HelloFirst      Error = "HELLO_FIRST"
 	NodeIdentity    Error = "NODE_IDENTITY"
@@ -86,6 +92,7 @@ func Errors() []Error {
 	return []Error{
 		InvalidArgument, Unauthenticated, PermissionDenied, Unavailable, Internal,
 		CameraExists, CameraNotFound, NodeNotFound, InvalidURL, ETagMismatch, ResumeTokenTooOld, InvalidPageToken, InvalidResumeToken,
+		StoreFull, MemberExists, MemberNotFound, ClusterChangeRefused,
 		HelloFirst, NodeIdentity, NodeNameTaken, StaleGeneration,
 		BadOffer, NoVideoSection, BadCandidate, CodecUnsupported, StaleRoute, NodeFull, CameraMoved, CameraDeleted, CameraDisabled,
 		CameraUnassigned, PeerConnectionFailed, NodeStopping, NodeUnreachable,
@@ -109,6 +116,10 @@ var errorText = map[Error]string{
 	ResumeTokenTooOld:    "the resume token is too old; start the watch over without it",
 	InvalidPageToken:     "the page token is not one that a list returned",
 	InvalidResumeToken:   "the resume token is not one that a watch returned",
+	StoreFull:            "the control plane's store is full",
+	MemberExists:         "a replica of that name or address is a member already",
+	MemberNotFound:       "no such replica",
+	ClusterChangeRefused: "the replicas cannot be changed in this way now",
 	HelloFirst:           "the first message must be hello",
 	NodeIdentity:         "a node may speak only for itself",
 	NodeNameTaken:        "another process of this name is connected",

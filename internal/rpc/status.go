@@ -33,6 +33,11 @@ var errorCodes = map[fleet.Error]codes.Code{
 	fleet.InvalidPageToken:   codes.InvalidArgument,
 	fleet.InvalidResumeToken: codes.InvalidArgument,
 
+	fleet.StoreFull:            codes.ResourceExhausted,
+	fleet.MemberExists:         codes.AlreadyExists,
+	fleet.MemberNotFound:       codes.NotFound,
+	fleet.ClusterChangeRefused: codes.FailedPrecondition,
+
 	fleet.HelloFirst:      codes.FailedPrecondition,
 	fleet.NodeIdentity:    codes.PermissionDenied,
 	fleet.NodeNameTaken:   codes.AlreadyExists,
