@@ -90,7 +90,7 @@ Exit codes: 0 success, 1 failure, 2 wrong command line or configuration.`
 	root.AddCommand(
 		newUp(a), newControlPlane(a), newMediaNode(a), newSignaling(a),
 		newCamera(a), newNode(a),
-		newSimcam(a), newToken(a), newCerts(a), newVersion(a),
+		newSimcam(a), newToken(a), newCerts(a), newHealth(a), newVersion(a),
 	)
 	usageArgs(root)
 	return root
