@@ -38,6 +38,7 @@ var testParts = []string{"internal/simcam", "internal/viewertest", "internal/cer
 var layers = []layer{
 	// The nouns and what every process has.
 	{path: "internal/fleet"},
+	{path: "internal/metrics"},
 	{path: "internal/certs", may: []string{"internal/fleet", "internal/rpc"}},
 	{path: "internal/rpc", may: []string{"internal/fleet", "proto/..."}, tests: []string{"internal/certs"}},
 	{path: "internal/service", may: []string{"internal/fleet", "internal/rpc"}, tests: []string{"internal/certs"}},
@@ -48,19 +49,19 @@ var layers = []layer{
 	{path: "internal/viewertest", may: []string{"internal/fleet"}, tests: testParts},
 
 	// The control plane.
-	{path: "controlplane", may: []string{"controlplane/...", "proto/fanlight/control/...", "internal/fleet", "internal/rpc", "internal/service"}, tests: testParts},
+	{path: "controlplane", may: []string{"controlplane/...", "proto/fanlight/control/...", "internal/fleet", "internal/metrics", "internal/rpc", "internal/service"}, tests: testParts},
 	{path: "controlplane/placement", may: []string{"internal/fleet"}},
 	{path: "controlplane/store", may: []string{"controlplane/store/...", "proto/fanlight/control/...", "proto/fanlight/store/...", "internal/fleet"}, tests: testParts},
 
 	// The media node: source → stream ← session → udp.
-	{path: "medianode", may: []string{"medianode/...", "proto/...", "internal/fleet", "internal/rpc", "internal/service"}, tests: testParts},
+	{path: "medianode", may: []string{"medianode/...", "proto/...", "internal/fleet", "internal/metrics", "internal/rpc", "internal/service"}, tests: testParts},
 	{path: "medianode/stream", may: []string{"internal/fleet"}},
 	{path: "medianode/source", may: []string{"medianode/stream", "internal/fleet"}, tests: testParts},
 	{path: "medianode/session", may: []string{"medianode/stream", "medianode/udp", "internal/fleet"}, tests: testParts},
 	{path: "medianode/udp"},
 
 	// The signaling gateway.
-	{path: "signaling", may: []string{"signaling/...", "proto/...", "internal/fleet", "internal/rpc", "internal/service"}, tests: testParts},
+	{path: "signaling", may: []string{"signaling/...", "proto/...", "internal/fleet", "internal/metrics", "internal/rpc", "internal/service"}, tests: testParts},
 	{path: "signaling/route", may: []string{"proto/fanlight/control/...", "internal/fleet", "internal/rpc"}, tests: testParts},
 	{path: "signaling/web"},
 
@@ -98,7 +99,8 @@ var owners = []owner{
 	{module: "github.com/golang-jwt/jwt", by: []string{"signaling/...", "cmd/..."}},
 	{module: "github.com/MicahParks", by: []string{"signaling/..."}},
 	{module: "github.com/google/uuid", by: []string{"cmd/...", "controlplane/...", "medianode", "signaling"}},
-	{module: "github.com/prometheus", by: []string{"internal/service", "cmd/..."}},
+	{module: "github.com/prometheus", by: []string{"internal/metrics", "internal/rpc"}, tests: []string{"cmd/..."}},
+	{module: "github.com/grpc-ecosystem", by: []string{"internal/rpc"}},
 	{module: "go.uber.org/zap", by: []string{"controlplane/store"}},
 	{module: "gopkg.in/yaml.v3", by: []string{"internal/service", "cmd/..."}},
 	{module: "golang.org/x", by: []string{"..."}},

@@ -25,6 +25,8 @@ type camera struct {
 	done   chan struct{}      // closed when run has returned
 	wake   chan struct{}      // holds a token while run has something to look at
 
+	failures failures // of its sources
+
 	mu         sync.Mutex // guards the rest
 	desired    fleet.Camera
 	generation int64
@@ -114,6 +116,7 @@ func samePull(a, b fleet.Camera) bool {
 // the same name that the node had before has been let go of; nil: none.
 func (c *camera) run(ctx context.Context, before *camera) {
 	defer close(c.done)
+	defer c.node.metrics.has(c)()
 	if before != nil {
 		<-before.done // it has been told to end
 	}
@@ -152,7 +155,7 @@ func (c *camera) pull(ctx context.Context, desired fleet.Camera) *pulling {
 	p := &pulling{desired: desired, cancel: cancel, done: make(chan struct{})}
 	src := source.New(source.Config{
 		Log: c.node.log, Camera: c.id, Profile: desired.Profiles[0], Credentials: desired.Credentials,
-		Stream: c.stream, OnStatus: func(fleet.CameraStatus) { c.node.changes.add(c.id) },
+		Stream: c.stream, OnStatus: func(s fleet.CameraStatus) { c.failures.note(s); c.node.changes.add(c.id) },
 		Networks: c.node.cfg.CameraNetworks, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
 	})
 	go func() {

@@ -88,6 +88,7 @@ type Node struct {
 	log     *slog.Logger
 	bootID  string
 	changes *changes // the cameras with something to report
+	metrics *nodeMetrics
 
 	mu       sync.Mutex // guards the rest; taken before a camera's
 	engine   *session.Engine
@@ -120,11 +121,13 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Capacity.Viewers <= 0 {
 		cfg.Capacity.Viewers = session.DefaultMaxSessions
 	}
-	return &Node{
+	n := &Node{
 		cfg: cfg, log: cfg.Log.With("node", string(cfg.Node)), bootID: rand.Text(), changes: newChanges(), stopping: true,
 		cameras: make(map[fleet.CameraID]*camera), leaving: make(map[fleet.CameraID]*camera),
 		seen: make(map[fleet.CameraID]int64), applied: make(chan struct{}),
-	}, nil
+	}
+	n.metrics = newNodeMetrics(n)
+	return n, nil
 }
 
 // Register adds SessionService to a gRPC server.

@@ -54,6 +54,7 @@ func (s *sessionService) OpenSession(stream sessionStream) error {
 	}
 	engine, c, err := s.node.join(stream.Context(), id, open.GetGeneration())
 	if err != nil {
+		s.node.metrics.opened(err)
 		return err // its text is for the viewer
 	}
 	defer c.leave()
@@ -154,6 +155,7 @@ func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1
 			v.send(&mediav1.OpenSessionResponse{Message: &mediav1.OpenSessionResponse_State{State: toSessionState(status)}})
 		},
 	})
+	v.camera.node.metrics.opened(err)
 	if err != nil {
 		return err
 	}
@@ -171,6 +173,7 @@ func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1
 		}
 	}
 	v.stats = s.Stats()
+	v.camera.node.metrics.ended(err)
 	return err
 }
 

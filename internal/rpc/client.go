@@ -44,8 +44,9 @@ type Dialer struct {
 	// Token is an operator's bearer token. Empty: none.
 	Token string
 	// Pipe is dialled in place of its own address. nil: none.
-	Pipe *Pipe
-	Log  *slog.Logger // nil: no log
+	Pipe    *Pipe
+	Log     *slog.Logger // nil: no log
+	Metrics *Metrics     // nil: nothing is counted
 }
 
 // ErrPlaintext is why an address is not dialled.
@@ -99,9 +100,10 @@ func (d *Dialer) Dial(addrs ...string) (*grpc.ClientConn, error) {
 }
 
 func (d *Dialer) options() []grpc.DialOption {
+	unary, stream := d.Metrics.clientInterceptors()
 	return []grpc.DialOption{
-		grpc.WithUnaryInterceptor(unaryClient),
-		grpc.WithStreamInterceptor(streamClient),
+		grpc.WithChainUnaryInterceptor(append([]grpc.UnaryClientInterceptor{unaryClient}, unary...)...),
+		grpc.WithChainStreamInterceptor(append([]grpc.StreamClientInterceptor{streamClient}, stream...)...),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`),
 		grpc.WithDisableServiceConfig(),

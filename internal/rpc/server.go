@@ -47,6 +47,7 @@ type ServerConfig struct {
 	// Services says which role may call each service, by its full name. Others
 	// may be called by nobody.
 	Services map[string]Role
+	Metrics  *Metrics // nil: nothing is counted
 }
 
 // Server is a gRPC server with authentication, authorization, recovery from
@@ -74,10 +75,11 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.TLS != nil {
 		creds = credentials.NewTLS(cfg.TLS)
 	}
+	unary, stream := cfg.Metrics.serverInterceptors()
 	s.grpc = grpc.NewServer(
 		grpc.Creds(serverCredentials{creds}),
-		grpc.UnaryInterceptor(s.unary),
-		grpc.StreamInterceptor(s.stream),
+		grpc.ChainUnaryInterceptor(append(unary, s.unary)...),
+		grpc.ChainStreamInterceptor(append(stream, s.stream)...),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(16<<10),

@@ -120,6 +120,7 @@ type Engine struct {
 
 	mu       sync.Mutex // guards the rest
 	sessions map[*Session]struct{}
+	ended    Stats // of sessions that are gone
 	closed   bool
 	opening  sync.WaitGroup // calls of Open with a session; none begins once closed
 }
@@ -127,6 +128,7 @@ type Engine struct {
 // EngineStats are an engine's figures.
 type EngineStats struct {
 	Sessions   int    // open now
+	Total      Stats  // of all sessions ever
 	TCPRefused uint64 // TCP connections refused because there were too many, or too many for one session or from one address
 }
 
@@ -214,12 +216,18 @@ func (e *Engine) Addresses() []netip.Addr { return e.addrs }
 func (e *Engine) Stats() EngineStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := EngineStats{Sessions: len(e.sessions)}
+	s := EngineStats{Sessions: len(e.sessions), Total: e.ended}
+	for session := range e.sessions {
+		s.Total.add(session.Stats())
+	}
 	if e.listener != nil {
 		s.TCPRefused = e.listener.refused.Load()
 	}
 	return s
 }
+
+// SocketStats returns the figures of the UDP socket.
+func (e *Engine) SocketStats() udp.Stats { return e.conn.Stats() }
 
 // Open answers a viewer's offer. The session must be run, or closed. If it is
 // not to trickle, the answer has all candidates, for which Open waits, until
@@ -281,7 +289,10 @@ func (e *Engine) admit(cfg OpenConfig, o *offer, p *plan) (*Session, error) {
 func (e *Engine) release(s *Session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.sessions, s)
+	if _, ok := e.sessions[s]; ok {
+		delete(e.sessions, s)
+		e.ended.add(s.Stats())
+	}
 }
 
 // Close waits for calls of Open, some milliseconds, closes all sessions, waits

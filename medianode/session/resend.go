@@ -48,7 +48,7 @@ type resends struct {
 	sent     func() uint64          // packets sent so far, not counting those sent again
 	original func(*rtp.Header) bool // whether a header is that of the first sending
 
-	asked, refused atomic.Uint64 // packets
+	asked, resent, refused atomic.Uint64 // packets
 
 	mu      sync.Mutex // guards the rest
 	budget  float64    // packets
@@ -119,6 +119,7 @@ func (r *resends) BindLocalStream(info *interceptor.StreamInfo, writer intercept
 			r.refused.Add(1)
 			return 0, errOverBudget
 		}
+		r.resent.Add(1)
 		return writer.Write(h, payload, a)
 	})
 }

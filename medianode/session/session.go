@@ -78,6 +78,7 @@ type Stats struct {
 	WriteErrors      uint64 // packets that could not be sent
 	KeyframeRequests uint64 // PLI and FIR from the viewer
 	Nacked           uint64 // packets that the viewer asked for again
+	Resent           uint64 // packets that were sent again
 	NackRefused      uint64 // packets that were not sent again because the viewer asked for too many
 	PacketsLost      uint32 // video packets that the viewer reported as lost
 }
@@ -430,6 +431,7 @@ func (s *Session) Stats() Stats {
 		Packets:          s.sent(),
 		KeyframeRequests: s.feedback.keyframeRequests.Load(),
 		Nacked:           s.resends.asked.Load(),
+		Resent:           s.resends.resent.Load(),
 		NackRefused:      s.resends.refused.Load(),
 		PacketsLost:      s.feedback.lost.Load(),
 	}
@@ -438,6 +440,17 @@ func (s *Session) Stats() Stats {
 		st.WriteErrors += t.errors.Load()
 	}
 	return st
+}
+
+// add adds another session's counters.
+func (s *Stats) add(o Stats) {
+	s.Packets += o.Packets
+	s.Bytes += o.Bytes
+	s.WriteErrors += o.WriteErrors
+	s.KeyframeRequests += o.KeyframeRequests
+	s.Nacked += o.Nacked
+	s.Resent += o.Resent
+	s.NackRefused += o.NackRefused
 }
 
 // Close ends the session: it says goodbye to the viewer, and returns when Run

@@ -1,0 +1,397 @@
+package medianode
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"fanlight/internal/fleet"
+	"fanlight/internal/metrics"
+	"fanlight/medianode/session"
+	"fanlight/medianode/stream"
+	"fanlight/medianode/udp"
+)
+
+// nodeMetrics is what a node tells Prometheus. Nothing of it is touched for a
+// packet: streams, sessions and the socket count for themselves, and are read
+// when somebody scrapes. Every series has the node's name.
+type nodeMetrics struct {
+	// Static after newNodeMetrics.
+	node *Node
+	set  *metrics.Set
+
+	opens, ends *metrics.Counter
+	orphans     atomic.Int64
+
+	camera  cameraMetrics
+	load    loadMetrics
+	viewers viewerMetrics
+	socket  socketMetrics
+
+	mu        sync.Mutex // guards the rest
+	cameras   map[*camera]struct{}
+	departed  lost      // of cameras that the node no longer has
+	connected bool      // the control stream
+	changed   time.Time // when connected last changed
+}
+
+// cameraMetrics have a series for each camera on the node.
+type cameraMetrics struct {
+	up, state, info, viewers                *metrics.Sampled
+	bytes, packets, missing, frames         *metrics.Sampled
+	discarded, dropped, failures, keyframes *metrics.Sampled
+	bitrate, fps, interval                  *metrics.Sampled
+}
+
+// loadMetrics are what the node has and may have.
+type loadMetrics struct {
+	cameras, sessions, orphans           *metrics.Sampled
+	maxCameras, maxSessions              *metrics.Sampled
+	maxIngress, maxEgress                *metrics.Sampled
+	connected, changed, expired, leaving *metrics.Sampled
+}
+
+// viewerMetrics are the sum of what all sessions did.
+type viewerMetrics struct {
+	packets, bytes, writeErrors                *metrics.Sampled
+	keyframeRequests, nacked, resent, withheld *metrics.Sampled
+	discards, drops                            *metrics.Sampled
+}
+
+type socketMetrics struct {
+	packets, bytes, errors, tcpRefused *metrics.Sampled
+}
+
+// lost is what cameras' streams did not pass on.
+type lost struct {
+	discards stream.Discards
+	drops    stream.Drops
+}
+
+func (l *lost) add(s stream.Stats) {
+	l.discards.Malformed += s.Discards.Malformed
+	l.discards.Late += s.Discards.Late
+	l.discards.Oversized += s.Discards.Oversized
+	l.discards.ParameterSets += s.Discards.ParameterSets
+	l.discards.Supplements += s.Discards.Supplements
+	l.discards.UnsupportedFormat += s.Discards.UnsupportedFormat
+	l.drops.Overflow += s.Drops.Overflow
+	l.drops.AwaitingKeyframe += s.Drops.AwaitingKeyframe
+}
+
+// Results of sessions that are none of the reasons in docs/errors.md.
+const (
+	resultOK          = "ok"
+	resultLeft        = "left"
+	resultGatewayGone = "gateway_gone"
+	resultOther       = "other"
+)
+
+func newNodeMetrics(n *Node) *nodeMetrics {
+	s := metrics.NewSet("node", string(n.cfg.Node))
+	m := &nodeMetrics{
+		node: n, set: s, cameras: make(map[*camera]struct{}), changed: time.Now(),
+		opens: s.Counter("fanlight_node_session_opens_total", "Sessions that gateways asked for, by what became of them: ok, or the reason of docs/errors.md for which there is none, in lower case.", "result"),
+		ends:  s.Counter("fanlight_node_session_ends_total", "Sessions that have ended: left, gateway_gone, or the reason of docs/errors.md in lower case.", "reason"),
+	}
+	m.opens.Zero(resultOK)
+	m.ends.Zero(resultLeft)
+	m.camera = newCameraMetrics(s)
+	m.load = newLoadMetrics(s)
+	m.viewers = newViewerMetrics(s)
+	m.socket = newSocketMetrics(s)
+	s.OnScrape(m.sampleCameras)
+	s.OnScrape(m.sampleNode)
+	s.OnScrape(m.sampleViewers)
+	return m
+}
+
+func newCameraMetrics(s *metrics.Set) cameraMetrics {
+	const camera = "camera"
+	return cameraMetrics{
+		up:        s.Sampled(metrics.KindGauge, "fanlight_camera_up", "1 while the camera is live: its media is coming.", camera),
+		state:     s.Sampled(metrics.KindGauge, "fanlight_camera_state", "1 for the state that the camera is in (connecting, live, failed, idle), with the reason of docs/errors.md for it, in lower case.", camera, "state", "reason"),
+		info:      s.Sampled(metrics.KindGauge, "fanlight_camera_info", "1, with what the camera sends: codecs, the picture's width and height in pixels, and the RTSP transport. Only of cameras that have been live.", camera, "video_codec", "audio_codec", "width", "height", "transport"),
+		viewers:   s.Sampled(metrics.KindGauge, "fanlight_camera_viewers", "Sessions that watch the camera.", camera),
+		bytes:     s.Sampled(metrics.KindCounter, "fanlight_camera_ingress_bytes_total", "Bytes of RTP from the camera, headers included.", camera),
+		packets:   s.Sampled(metrics.KindCounter, "fanlight_camera_ingress_packets_total", "RTP packets from the camera.", camera),
+		missing:   s.Sampled(metrics.KindCounter, "fanlight_camera_ingress_packets_lost_total", "RTP packets missing in what came from the camera: lost between camera and node.", camera),
+		frames:    s.Sampled(metrics.KindCounter, "fanlight_camera_frames_total", "Pictures from the camera.", camera),
+		keyframes: s.Sampled(metrics.KindCounter, "fanlight_camera_keyframes_total", "Pictures from the camera that a viewer can begin with.", camera),
+		discarded: s.Sampled(metrics.KindCounter, "fanlight_camera_packets_discarded_total", "Packets from the camera that could not be used; by reason in fanlight_node_packets_discarded_total.", camera),
+		dropped:   s.Sampled(metrics.KindCounter, "fanlight_camera_viewer_packets_dropped_total", "Packets that a viewer of the camera was not sent, because it was too slow or had to wait for a keyframe, once for each viewer.", camera),
+		failures:  s.Sampled(metrics.KindCounter, "fanlight_camera_failures_total", "Attempts to pull the camera that failed, and losses of a live camera, by the reason of docs/errors.md in lower case. Each is followed by another attempt.", camera, "reason"),
+		bitrate:   s.Sampled(metrics.KindGauge, "fanlight_camera_ingress_bytes_per_second", "Bytes from the camera in the last second.", camera),
+		fps:       s.Sampled(metrics.KindGauge, "fanlight_camera_frames_per_second", "Pictures from the camera in the last second.", camera),
+		interval:  s.Sampled(metrics.KindGauge, "fanlight_camera_keyframe_interval_seconds", "Time between the camera's last two keyframes. A new viewer, and one that has lost packets, waits for the next.", camera),
+	}
+}
+
+func newLoadMetrics(s *metrics.Set) loadMetrics {
+	return loadMetrics{
+		cameras:     s.Sampled(metrics.KindGauge, "fanlight_node_cameras", "Cameras that the node has."),
+		sessions:    s.Sampled(metrics.KindGauge, "fanlight_node_sessions", "Sessions that are open."),
+		orphans:     s.Sampled(metrics.KindGauge, "fanlight_node_orphaned_sessions", "Of these, sessions whose gateway is gone; they go on for some seconds, until their viewer has come through another."),
+		maxCameras:  s.Sampled(metrics.KindGauge, "fanlight_node_capacity_cameras", "Cameras that the node may be given; not exported without a limit."),
+		maxSessions: s.Sampled(metrics.KindGauge, "fanlight_node_capacity_sessions", "Sessions that the node takes."),
+		maxIngress:  s.Sampled(metrics.KindGauge, "fanlight_node_capacity_ingress_bytes_per_second", "Bytes a second from cameras that the node may be given; not exported without a limit."),
+		maxEgress:   s.Sampled(metrics.KindGauge, "fanlight_node_capacity_egress_bytes_per_second", "Bytes a second to viewers that the node may be given; not exported without a limit."),
+		connected:   s.Sampled(metrics.KindGauge, "fanlight_node_control_connected", "1 while a control plane has the node's control stream."),
+		changed:     s.Sampled(metrics.KindGauge, "fanlight_node_control_change_timestamp_seconds", "When fanlight_node_control_connected last changed, in seconds since 1970."),
+		expired:     s.Sampled(metrics.KindGauge, "fanlight_node_lease_expired", "1 while the node's lease has run out as far as it knows: cameras that accept a single RTSP session are not pulled then."),
+		leaving:     s.Sampled(metrics.KindGauge, "fanlight_node_stopping", "1 while the node is about to stop, or has not started."),
+	}
+}
+
+func newViewerMetrics(s *metrics.Set) viewerMetrics {
+	return viewerMetrics{
+		packets:          s.Sampled(metrics.KindCounter, "fanlight_node_egress_packets_total", "RTP packets sent to viewers, without those sent again."),
+		bytes:            s.Sampled(metrics.KindCounter, "fanlight_node_egress_bytes_total", "Bytes of their payload."),
+		writeErrors:      s.Sampled(metrics.KindCounter, "fanlight_node_egress_errors_total", "RTP packets that could not be sent."),
+		keyframeRequests: s.Sampled(metrics.KindCounter, "fanlight_node_keyframe_requests_total", "PLI and FIR from viewers: pictures that could not be decoded."),
+		nacked:           s.Sampled(metrics.KindCounter, "fanlight_node_nacked_packets_total", "Packets that viewers asked for again (NACK): lost between node and viewer."),
+		resent:           s.Sampled(metrics.KindCounter, "fanlight_node_resent_packets_total", "Packets that were sent again."),
+		withheld:         s.Sampled(metrics.KindCounter, "fanlight_node_resends_refused_total", "Packets that were not sent again because the viewer's budget was spent."),
+		discards:         s.Sampled(metrics.KindCounter, "fanlight_node_packets_discarded_total", "Packets from cameras that could not be used: malformed, late, oversized, parameter_sets, supplements, unsupported_format.", "reason"),
+		drops:            s.Sampled(metrics.KindCounter, "fanlight_node_packets_dropped_total", "Packets that viewers were not sent, once for each viewer: overflow, its queue was full; awaiting_keyframe, it could not begin with them.", "reason"),
+	}
+}
+
+func newSocketMetrics(s *metrics.Set) socketMetrics {
+	return socketMetrics{
+		packets:    s.Sampled(metrics.KindCounter, "fanlight_node_udp_packets_total", "Datagrams of the viewers' UDP port, by direction (in, out): media, ICE, DTLS and RTCP.", "direction"),
+		bytes:      s.Sampled(metrics.KindCounter, "fanlight_node_udp_bytes_total", "Their bytes, without UDP and IP headers.", "direction"),
+		errors:     s.Sampled(metrics.KindCounter, "fanlight_node_udp_errors_total", "Errors that the system reported on reading (in), and datagrams that it refused to send (out).", "direction"),
+		tcpRefused: s.Sampled(metrics.KindCounter, "fanlight_node_tcp_refused_total", "TCP connections of viewers that were refused because there were too many."),
+	}
+}
+
+// Metrics returns the node's metrics, to be registered with those of its
+// process.
+func (n *Node) Metrics() *metrics.Set { return n.metrics.set }
+
+// has counts a camera's packets among the node's for as long as it has the
+// camera, and what they came to afterwards: the caller calls gone then.
+func (m *nodeMetrics) has(c *camera) (gone func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cameras[c] = struct{}{}
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.cameras, c)
+		m.departed.add(c.stream.Stats())
+	}
+}
+
+// control notes whether there is a control stream.
+func (m *nodeMetrics) control(connected bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.connected != connected {
+		m.connected, m.changed = connected, time.Now()
+	}
+}
+
+// opened counts what became of a wish for a session, nil: it is there.
+func (m *nodeMetrics) opened(err error) {
+	if err == nil {
+		m.opens.Inc(resultOK)
+		return
+	}
+	m.opens.Inc(result(err))
+}
+
+// ended counts a session that was there.
+func (m *nodeMetrics) ended(err error) {
+	if err == nil {
+		m.ends.Inc(resultLeft)
+		return
+	}
+	m.ends.Inc(result(err))
+}
+
+// orphan counts a session whose gateway is gone until done is called.
+func (m *nodeMetrics) orphan() (done func()) {
+	m.orphans.Add(1)
+	return func() { m.orphans.Add(-1) }
+}
+
+// result returns why something failed, of a small number of reasons.
+func result(err error) string {
+	var reason fleet.Error
+	switch {
+	case errors.As(err, &reason):
+		return strings.ToLower(string(reason))
+	case errors.Is(err, context.Canceled):
+		return resultGatewayGone
+	default:
+		return resultOther
+	}
+}
+
+// failures counts a camera's failures by reason.
+type failures struct {
+	mu    sync.Mutex // guards the rest
+	count map[fleet.Reason]int
+}
+
+// note takes a status of the camera's source.
+func (f *failures) note(status fleet.CameraStatus) {
+	if status.State != fleet.CameraFailed {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.count == nil {
+		f.count = make(map[fleet.Reason]int)
+	}
+	f.count[status.Reason]++
+}
+
+func (f *failures) each(yield func(reason string, n int)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for reason, n := range f.count {
+		yield(string(reason), n)
+	}
+}
+
+// sampleCameras reads the cameras, one after the other.
+func (m *nodeMetrics) sampleCameras(k metrics.Sink) {
+	for _, c := range m.node.list() {
+		m.sampleCamera(k, c)
+	}
+}
+
+func (m *nodeMetrics) sampleCamera(k metrics.Sink, c *camera) {
+	id, cm := string(c.id), &m.camera
+	stats, status := c.stream.Stats(), c.stream.Status()
+	c.mu.Lock()
+	sessions := c.sessions
+	c.mu.Unlock()
+	k.Bool(cm.up, status.State == fleet.CameraLive, id)
+	k.Put(cm.state, 1, id, status.State.String(), string(status.Reason))
+	k.Put(cm.viewers, float64(sessions), id)
+	k.Put(cm.bytes, float64(stats.Bytes), id)
+	k.Put(cm.packets, float64(stats.Packets), id)
+	k.Put(cm.missing, float64(stats.PacketsLost), id)
+	k.Put(cm.frames, float64(stats.Frames), id)
+	k.Put(cm.keyframes, float64(stats.Keyframes), id)
+	var l lost
+	l.add(stats)
+	d := l.discards
+	k.Put(cm.discarded, float64(d.Malformed+d.Late+d.Oversized+d.ParameterSets+d.Supplements+d.UnsupportedFormat), id)
+	k.Put(cm.dropped, float64(l.drops.Overflow+l.drops.AwaitingKeyframe), id)
+	k.Put(cm.bitrate, float64(stats.BitrateBPS)/8, id)
+	k.Put(cm.fps, stats.FramesPerSecond, id)
+	if stats.KeyframeInterval > 0 {
+		k.Put(cm.interval, stats.KeyframeInterval.Seconds(), id)
+	}
+	c.failures.each(func(reason string, n int) { k.Put(cm.failures, float64(n), id, reason) })
+	m.sampleInfo(k, id, status, stats)
+}
+
+// sampleInfo says what the camera sends, if that is known.
+func (m *nodeMetrics) sampleInfo(k metrics.Sink, id string, status fleet.CameraStatus, stats stream.Stats) {
+	if len(status.Profiles) == 0 {
+		return
+	}
+	p := status.Profiles[0]
+	var video, audio string
+	for _, t := range p.Tracks {
+		switch {
+		case stream.Supported(stream.Video, t.Codec):
+			video = t.Codec
+		case stream.Supported(stream.Audio, t.Codec):
+			audio = t.Codec
+		}
+	}
+	k.Put(m.camera.info, 1, id, strings.ToLower(video), strings.ToLower(audio), strconv.Itoa(stats.Width), strconv.Itoa(stats.Height), p.Transport.String())
+}
+
+// sampleNode reads the node's state.
+func (m *nodeMetrics) sampleNode(k metrics.Sink) {
+	n, l := m.node, &m.load
+	n.mu.Lock()
+	cameras, expired, stopping := len(n.cameras), n.suspend, n.stopping
+	n.mu.Unlock()
+	m.mu.Lock()
+	connected, changed := m.connected, m.changed
+	m.mu.Unlock()
+	k.Put(l.cameras, float64(cameras))
+	k.Bool(l.connected, connected)
+	k.Put(l.changed, float64(changed.UnixMilli())/1000)
+	k.Bool(l.expired, expired)
+	k.Bool(l.leaving, stopping)
+	capacity := n.cfg.Capacity
+	k.Put(l.maxSessions, float64(capacity.Viewers))
+	for _, limit := range []struct {
+		metric *metrics.Sampled
+		value  float64
+	}{
+		{l.maxCameras, float64(capacity.Cameras)},
+		{l.maxIngress, float64(capacity.IngressBPS) / 8},
+		{l.maxEgress, float64(capacity.EgressBPS) / 8},
+	} {
+		if limit.value > 0 {
+			k.Put(limit.metric, limit.value)
+		}
+	}
+}
+
+// sampleViewers reads what the engine and the socket have counted; before Run,
+// nothing.
+func (m *nodeMetrics) sampleViewers(k metrics.Sink) {
+	m.node.mu.Lock()
+	engine := m.node.engine
+	m.node.mu.Unlock()
+	var e session.EngineStats
+	var u udp.Stats
+	if engine != nil {
+		e, u = engine.Stats(), engine.SocketStats()
+	}
+	k.Put(m.load.sessions, float64(e.Sessions))
+	k.Put(m.load.orphans, float64(m.orphans.Load()))
+	v := &m.viewers
+	k.Put(v.packets, float64(e.Total.Packets))
+	k.Put(v.bytes, float64(e.Total.Bytes))
+	k.Put(v.writeErrors, float64(e.Total.WriteErrors))
+	k.Put(v.keyframeRequests, float64(e.Total.KeyframeRequests))
+	k.Put(v.nacked, float64(e.Total.Nacked))
+	k.Put(v.resent, float64(e.Total.Resent))
+	k.Put(v.withheld, float64(e.Total.NackRefused))
+	l := m.lost()
+	for reason, n := range map[string]int64{
+		"malformed": l.discards.Malformed, "late": l.discards.Late, "oversized": l.discards.Oversized,
+		"parameter_sets": l.discards.ParameterSets, "supplements": l.discards.Supplements, "unsupported_format": l.discards.UnsupportedFormat,
+	} {
+		k.Put(v.discards, float64(n), reason)
+	}
+	k.Put(v.drops, float64(l.drops.Overflow), "overflow")
+	k.Put(v.drops, float64(l.drops.AwaitingKeyframe), "awaiting_keyframe")
+	for direction, c := range map[string][3]uint64{
+		"in": {u.PacketsIn, u.BytesIn, u.ReadErrors}, "out": {u.PacketsOut, u.BytesOut, u.WriteErrors},
+	} {
+		k.Put(m.socket.packets, float64(c[0]), direction)
+		k.Put(m.socket.bytes, float64(c[1]), direction)
+		k.Put(m.socket.errors, float64(c[2]), direction)
+	}
+	k.Put(m.socket.tcpRefused, float64(e.TCPRefused))
+}
+
+// lost returns what the streams of all cameras, also of those that are gone,
+// did not pass on.
+func (m *nodeMetrics) lost() lost {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	sum := m.departed
+	for c := range m.cameras {
+		sum.add(c.stream.Stats())
+	}
+	return sum
+}
