@@ -21,6 +21,8 @@ const withdrawTimeout = time.Second
 // Leader is a replica's leadership. Writes made under it are refused once it is
 // lost, whether or not the replica has noticed.
 type Leader struct {
+	store   *Store
+	name    string
 	session *concurrency.Session
 	end     context.CancelFunc // ends what session has under way
 	key     string
@@ -77,7 +79,7 @@ func (s *Store) Campaign(ctx context.Context, name string, ttl time.Duration) (*
 	close(elected)
 	<-done
 	stop()
-	leader := &Leader{session: session, end: end, key: election.Key(), TTL: time.Duration(lease.TTL) * time.Second, Revision: election.Rev()}
+	leader := &Leader{store: s, name: name, session: session, end: end, key: election.Key(), TTL: time.Duration(lease.TTL) * time.Second, Revision: election.Rev()}
 	if err != nil {
 		leader.Resign()
 		return nil, fmt.Errorf("campaign: %w", unavailable(err))

@@ -50,10 +50,19 @@ type Assignment struct {
 	Node       fleet.NodeID // empty: no node can take it; Reason says why
 	Generation int64
 	Previous   fleet.NodeID // had the camera under the decision before; empty: none
-	Reason     controlv1.Reason
-	Message    string
-	Time       *timestamppb.Timestamp
-	Revision   int64
+	// Reason says why there is no node; with one, why the camera stays on the
+	// node that it should leave: Node, or From if the camera is Warming.
+	Reason   controlv1.Reason
+	Message  string // Reason in a sentence that says what to change
+	Time     *timestamppb.Timestamp
+	Revision int64
+
+	// From has not let go of the camera yet, which it has under FromGeneration;
+	// empty: no move is under way, and the rest is zero.
+	From           fleet.NodeID
+	FromGeneration int64
+	Move           Move
+	MoveTime       *timestamppb.Timestamp // since when it is that far
 }
 
 // Observed is what a camera's node last reported.
@@ -154,6 +163,8 @@ func (a *Assignment) fill(v *storev1.Assignment) {
 	a.Reason = v.GetReason()
 	a.Message = v.GetMessage()
 	a.Time = v.GetAssignTime()
+	a.From, a.FromGeneration = fleet.NodeID(v.GetFromNode()), v.GetFromGeneration()
+	a.Move, a.MoveTime = Move(v.GetMove()), v.GetMoveTime()
 }
 
 func (a *Assignment) encode() (string, error) {
@@ -164,6 +175,11 @@ func (a *Assignment) encode() (string, error) {
 		Reason:       a.Reason,
 		Message:      a.Message,
 		AssignTime:   a.Time,
+
+		FromNode:       string(a.From),
+		FromGeneration: a.FromGeneration,
+		Move:           storev1.Assignment_Move(a.Move),
+		MoveTime:       a.MoveTime,
 	})
 }
 
