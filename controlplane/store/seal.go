@@ -140,7 +140,7 @@ func loadKey(path string, mayCreate bool) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key file: %w", err)
 	}
-	if perm := info.Mode().Perm(); perm&0o077 != 0 {
+	if perm := info.Mode().Perm(); !mayHaveKey(perm, ownerOf(info), os.Geteuid()) {
 		return nil, fmt.Errorf("key file %s has mode %04o, so that others than its owner can use it: chmod 600 it", path, perm)
 	}
 	key, err := os.ReadFile(path)
@@ -151,6 +151,16 @@ func loadKey(path string, mayCreate bool) ([]byte, error) {
 		return nil, fmt.Errorf("key file %s has %d bytes: it must have exactly %d random ones", path, len(key), keyLength)
 	}
 	return key, nil
+}
+
+// mayHaveKey tells whether a file's mode keeps a key from others. A group may
+// read it only if the file is root's and this process is not: a group is how
+// Kubernetes and systemd hand a secret to a process that does not own it.
+func mayHaveKey(perm fs.FileMode, owner, self int) bool {
+	if owner == 0 && self != 0 {
+		return perm&0o037 == 0
+	}
+	return perm&0o077 == 0
 }
 
 // createKey makes a key file that is whole or not there at all.
