@@ -450,8 +450,11 @@ type Drain struct {
 	// Why one of the stranded cameras can't move, in a sentence that says what to
 	// change.
 	StrandedMessage string `protobuf:"bytes,5,opt,name=stranded_message,json=strandedMessage,proto3" json:"stranded_message,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Of cameras_left, those whose move is under way: another node is warming up
+	// for them, or has taken them over while viewers are still on their way.
+	CamerasMoving int32 `protobuf:"varint,6,opt,name=cameras_moving,json=camerasMoving,proto3" json:"cameras_moving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Drain) Reset() {
@@ -517,6 +520,13 @@ func (x *Drain) GetStrandedMessage() string {
 		return x.StrandedMessage
 	}
 	return ""
+}
+
+func (x *Drain) GetCamerasMoving() int32 {
+	if x != nil {
+		return x.CamerasMoving
+	}
+	return 0
 }
 
 // GetNodeRequest names a node.
@@ -1123,14 +1133,15 @@ const file_fanlight_control_v1_node_proto_rawDesc = "" +
 	"ingressBps\x12\x1d\n" +
 	"\n" +
 	"egress_bps\x18\x03 \x01(\x03R\tegressBps\x12\x18\n" +
-	"\aviewers\x18\x04 \x01(\x05R\aviewers\"\xf3\x01\n" +
+	"\aviewers\x18\x04 \x01(\x05R\aviewers\"\x9a\x02\n" +
 	"\x05Drain\x129\n" +
 	"\n" +
 	"start_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x126\n" +
 	"\bdeadline\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12!\n" +
 	"\fcameras_left\x18\x03 \x01(\x05R\vcamerasLeft\x12)\n" +
 	"\x10cameras_stranded\x18\x04 \x01(\x05R\x0fcamerasStranded\x12)\n" +
-	"\x10stranded_message\x18\x05 \x01(\tR\x0fstrandedMessage\"$\n" +
+	"\x10stranded_message\x18\x05 \x01(\tR\x0fstrandedMessage\x12%\n" +
+	"\x0ecameras_moving\x18\x06 \x01(\x05R\rcamerasMoving\"$\n" +
 	"\x0eGetNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"@\n" +
 	"\x0fGetNodeResponse\x12-\n" +

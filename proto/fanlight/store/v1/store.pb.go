@@ -159,7 +159,8 @@ type Assignment struct {
 	// The node's id. Empty: no node can take the camera; see reason.
 	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// Grows with every decision on the camera, and also over its deletion and
-	// creation anew: it is taken from etcd's revision.
+	// creation anew: it is taken from etcd's revision. A move that is given up
+	// before the new node has taken over returns to from_generation.
 	Generation int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	// The id of the node that had the camera under the decision before. Empty:
 	// none had.
