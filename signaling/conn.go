@@ -131,6 +131,8 @@ func websocketToken(offered []string) string {
 func (c *conn) serve(ctx context.Context, refusal error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	c.gateway.websockets.Add(1)
+	defer c.gateway.websockets.Add(-1)
 	var writer sync.WaitGroup
 	writer.Go(c.write)
 	// Not the writer's task: it may be stuck in a write.
@@ -142,6 +144,7 @@ func (c *conn) serve(ctx context.Context, refusal error) {
 		}
 	})
 	if refusal != nil {
+		c.gateway.metrics.told(refusal)
 		c.send(errorMessage("", refusal))
 		c.shut(websocket.ClosePolicyViolation, refusal)
 	} else {
@@ -339,6 +342,7 @@ func (c *conn) take(ctx context.Context, data []byte) {
 // failed tells what is wrong with a message. A watch that failed has ended,
 // unless the id is that of another session that has not.
 func (c *conn) failed(m inbound, err error) {
+	c.gateway.metrics.told(err)
 	c.send(errorMessage(m.Session, err))
 	if m.Type != typeWatch || m.Session == "" {
 		return
@@ -442,7 +446,9 @@ func (c *conn) forSession(m inbound) error {
 		l.cancel()
 		return nil
 	case typeStats:
-		l.session.viewing.firstFrame.Store(int64(m.FirstFrameMS))
+		if l.session.viewing.firstFrame.Swap(int64(m.FirstFrameMS)) == 0 {
+			c.gateway.metrics.firstFrame(m.FirstFrameMS)
+		}
 		return nil
 	case typeCandidate:
 		req.Message = &mediav1.OpenSessionRequest_Candidate{Candidate: m.candidate}

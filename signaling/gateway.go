@@ -46,6 +46,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -154,9 +155,11 @@ type Gateway struct {
 	connections tally
 	sessions    tally
 	handler     http.Handler
+	metrics     *gatewayMetrics
 	stopping    chan struct{} // closed when Run's context has ended
 
-	work sync.WaitGroup // what begin has let in
+	work       sync.WaitGroup // what begin has let in
+	websockets atomic.Int64   // that are open
 
 	mu      sync.Mutex // guards the rest
 	running bool
@@ -203,7 +206,8 @@ func New(cfg Config) (*Gateway, error) {
 	cfg.Routes.Client, cfg.Routes.Log = g.control, cfg.Log
 	g.routes = route.New(cfg.Routes)
 	g.stats = newFigures(g.control, g.nodes)
-	g.handler = g.newHandler()
+	g.metrics = newGatewayMetrics(g)
+	g.handler = g.metrics.count(g.newHandler())
 	return g, nil
 }
 
@@ -261,7 +265,12 @@ func (g *Gateway) begin() error {
 }
 
 // newSession checks that the viewer may have the session. runSession runs it.
-func (g *Gateway) newSession(cfg sessionConfig) (*session, error) {
+func (g *Gateway) newSession(cfg sessionConfig) (_ *session, err error) {
+	defer func() {
+		if err != nil {
+			g.metrics.refused(cfg.via, err)
+		}
+	}()
 	v, _ := cfg.creds.get()
 	line := &viewing{camera: cfg.camera, viewer: v.Subject, remote: cfg.remote, via: cfg.via, began: time.Now()}
 	if v.Expired(time.Now()) {
@@ -294,6 +303,7 @@ func (g *Gateway) newSession(cfg sessionConfig) (*session, error) {
 // runSession runs a session to its end, writes the audit line, and returns why
 // it ended. A panic ends the session alone.
 func (g *Gateway) runSession(ctx context.Context, s *session) error {
+	ended := g.metrics.began(s)
 	err := func() (err error) {
 		defer func() {
 			if p := recover(); p != nil {
@@ -308,6 +318,7 @@ func (g *Gateway) runSession(ctx context.Context, s *session) error {
 		}()
 		return s.run(ctx)
 	}()
+	ended(err)
 	s.viewing.audit(g.log, err)
 	return err
 }

@@ -205,6 +205,7 @@ func (g *Gateway) bearer(r *http.Request) (viewer.Viewer, error) {
 
 // problem answers with an error (RFC 9457); reason is as in docs/errors.md.
 func (g *Gateway) problem(w http.ResponseWriter, _ *http.Request, err error) {
+	g.metrics.told(err)
 	g.problemStatus(w, statusOf(err), err)
 }
 

@@ -31,6 +31,8 @@ const (
 // errLeft ends a session that nobody needs to be told of: the browser left it.
 var errLeft = errors.New("left")
 
+var errLost = errors.New("lost")
+
 // sessionConfig is what a session is made of.
 type sessionConfig struct {
 	id      string // the browser's
@@ -246,6 +248,7 @@ func (s *session) move(reason fleet.Reason, message string) {
 	s.next = time.Now().Add(moveLinger)
 	s.release()
 	s.tell(stateMessage(stateMoving, reason, message, time.Time{}))
+	s.gateway.metrics.moves.Inc()
 	s.send(outbound{Type: typeMove, Session: s.id})
 }
 
@@ -342,6 +345,7 @@ func (s *session) answer(a *mediav1.Answer) {
 	if !s.answered {
 		s.answered, s.candidates = true, nil
 		s.viewing.node = s.used.Node
+		s.gateway.metrics.answered(s)
 		s.backoff.Reset()
 		if !s.moved {
 			s.next = time.Time{}
