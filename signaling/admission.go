@@ -112,8 +112,8 @@ func (v *viewing) refused(log *slog.Logger, why error) {
 }
 
 func endReason(err error) string {
-	if err == errLeft { //nolint:errorlint // never wrapped
-		return "left"
+	if err == errLeft || err == errLost { //nolint:errorlint // never wrapped
+		return err.Error()
 	}
 	return wireReason(err)
 }

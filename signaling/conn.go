@@ -2,9 +2,11 @@ package signaling
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -36,6 +38,11 @@ const (
 	// tokenGrace is how long a connection whose token has expired waits for a
 	// new one.
 	tokenGrace = time.Minute
+	// A gateway that stops spreads the ends of its connections over stopSpread
+	// each, and stopSpreadMost in all, so that browsers don't come to the others
+	// at the same moment.
+	stopSpread     = time.Millisecond
+	stopSpreadMost = time.Second
 )
 
 // conn is one browser's websocket with all its sessions.
@@ -60,13 +67,14 @@ type conn struct {
 	live     map[string]*live
 	ended    []string  // ids, oldest first
 	closeMsg []byte    // what shut was given; nil: it was not called
+	why      error     // the same; nil: the connection broke
 	until    time.Time // when a connection that was shut is closed
 }
 
 // live is a session of a connection that has not ended.
 type live struct {
 	session *session
-	cancel  context.CancelFunc
+	cancel  context.CancelCauseFunc
 }
 
 // serveWebsocket is the handler of /v1/ws. It returns when the connection and
@@ -129,20 +137,14 @@ func websocketToken(offered []string) string {
 
 // serve runs the connection; refusal is why it must not go on.
 func (c *conn) serve(ctx context.Context, refusal error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	c.gateway.websockets.Add(1)
 	defer c.gateway.websockets.Add(-1)
 	var writer sync.WaitGroup
 	writer.Go(c.write)
 	// Not the writer's task: it may be stuck in a write.
-	writer.Go(func() {
-		select {
-		case <-c.gateway.stopping:
-			c.shut(websocket.CloseGoingAway, fmt.Errorf("connect again: %w", fleet.GatewayStopping))
-		case <-c.closing:
-		}
-	})
+	writer.Go(c.stopWithGateway)
 	if refusal != nil {
 		c.gateway.metrics.told(refusal)
 		c.send(errorMessage("", refusal))
@@ -150,13 +152,47 @@ func (c *conn) serve(ctx context.Context, refusal error) {
 	} else {
 		c.welcome()
 	}
-	c.read(ctx)
+	err := c.read(ctx)
+	why := c.whySessionsEnd(err)
 	c.shut(websocket.CloseNormalClosure, nil)
 	// Also of a write that began at the moment of shut, with a later deadline.
 	_ = c.ws.NetConn().SetWriteDeadline(c.end())
-	cancel()
+	cancel(why)
 	c.sessions.Wait()
 	writer.Wait()
+}
+
+// stopWithGateway closes the connection when the gateway stops.
+func (c *conn) stopWithGateway() {
+	select {
+	case <-c.gateway.stopping:
+	case <-c.closing:
+		return
+	}
+	spread := min(stopSpreadMost, time.Duration(c.gateway.websockets.Load())*stopSpread)
+	t := time.NewTimer(rand.N(spread + 1))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.closing:
+	}
+	c.shut(websocket.CloseServiceRestart, fmt.Errorf("connect again: %w", fleet.GatewayStopping))
+}
+
+// whySessionsEnd returns errLeft if the end of the connection is the end of its
+// sessions, because the browser has said so or was refused; errLost if the
+// browser will come back for them. read is what reading ended with.
+func (c *conn) whySessionsEnd(read error) error {
+	c.mu.Lock()
+	why := c.why
+	c.mu.Unlock()
+	switch {
+	case errors.Is(why, fleet.GatewayStopping), errors.Is(why, fleet.SlowReader):
+		return errLost
+	case why != nil, websocket.IsCloseError(read, websocket.CloseNormalClosure, websocket.CloseGoingAway, websocket.CloseNoStatusReceived):
+		return errLeft
+	}
+	return errLost
 }
 
 func (c *conn) welcome() {
@@ -187,7 +223,7 @@ func (c *conn) shut(code int, why error) {
 		// A close frame has room for 123 bytes of text (RFC 6455 §5.5).
 		text = clip(wireReason(why)+": "+sentence(why), 120)
 	}
-	c.closeMsg = websocket.FormatCloseMessage(code, text)
+	c.closeMsg, c.why = websocket.FormatCloseMessage(code, text), why
 	c.until = time.Now().Add(closeWait)
 	_ = c.ws.NetConn().SetDeadline(c.until)
 	c.out.close()
@@ -253,18 +289,18 @@ func (c *conn) flush() error {
 }
 
 // read takes messages until the connection fails, or closeWait after it was
-// shut.
-func (c *conn) read(ctx context.Context) {
+// shut. The error is never nil.
+func (c *conn) read(ctx context.Context) error {
 	c.ws.SetPongHandler(func(string) error { c.alive(); return nil })
 	for {
 		c.alive()
 		kind, r, err := c.ws.NextReader()
 		if err != nil {
-			return
+			return err
 		}
 		data, err := io.ReadAll(io.LimitReader(r, int64(c.gateway.limits.MessageBytes)+1))
 		if err != nil {
-			return
+			return err
 		}
 		switch {
 		case c.isShut():
@@ -405,7 +441,7 @@ func (c *conn) watch(ctx context.Context, m inbound) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	l := &live{session: s, cancel: cancel}
 	s.onEnd = func() { c.forget(m.Session, l) }
 	c.mu.Lock()
@@ -413,7 +449,7 @@ func (c *conn) watch(ctx context.Context, m inbound) error {
 	c.ended = slices.DeleteFunc(c.ended, func(id string) bool { return id == m.Session })
 	c.mu.Unlock()
 	c.sessions.Go(func() {
-		defer cancel()
+		defer cancel(nil)
 		_ = c.gateway.runSession(ctx, s) // the browser has been told
 	})
 	return nil
@@ -443,7 +479,7 @@ func (c *conn) forSession(m inbound) error {
 	switch m.Type {
 	case typeLeave:
 		c.forget(m.Session, l)
-		l.cancel()
+		l.cancel(errLeft)
 		return nil
 	case typeStats:
 		if l.session.viewing.firstFrame.Swap(int64(m.FirstFrameMS)) == 0 {

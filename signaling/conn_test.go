@@ -2,6 +2,7 @@ package signaling
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -250,7 +251,7 @@ func TestLimits(t *testing.T) {
 		"Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol", Protocol)
 	h.wantProblem(resp, body, http.StatusTooManyRequests, "too_many_connections")
 	_ = b.ws.Close()
-	s.left()
+	s.orphaned()
 	eventually(t, "a free place", func() bool {
 		release, ok := h.gateway.connections.add("127.0.0.1", 2)
 		if ok {
@@ -298,7 +299,7 @@ func TestSlowReaderIsClosed(t *testing.T) {
 			break
 		}
 	}
-	s.left()
+	s.orphaned()
 	if !strings.Contains(h.logs.String(), "slow_reader") {
 		t.Error("the log does not say why")
 	}
@@ -311,13 +312,20 @@ func TestStopClosesWebsockets(t *testing.T) {
 	h.control.assign("lobby", n, 1)
 	b := h.welcomed("")
 	s := b.live("s1", "lobby", n)
+	began := time.Now()
 	done := make(chan struct{})
 	go func() { defer close(done); h.stop() }()
-	if ce := b.closed(); ce.Code != websocket.CloseGoingAway || !strings.HasPrefix(ce.Text, "gateway_stopping: ") {
+	if ce := b.closed(); ce.Code != websocket.CloseServiceRestart || !strings.HasPrefix(ce.Text, "gateway_stopping: ") {
 		t.Errorf("closed with %v", ce)
 	}
+	if err := h.gateway.Ready(); !errors.Is(err, fleet.GatewayStopping) {
+		t.Errorf("ready while it stops: %v", err)
+	}
 	<-done
-	s.left()
+	if took := time.Since(began); took > stopSpreadMost+2*closeWait {
+		t.Errorf("stopped after %v", took)
+	}
+	s.orphaned()
 	resp, body := h.do("GET", "/v1/cameras", "", "")
 	h.wantProblem(resp, body, http.StatusServiceUnavailable, "gateway_stopping")
 }
@@ -375,7 +383,51 @@ func TestSilentBrowserIsClosed(t *testing.T) {
 	b := h.welcomed("")
 	s := b.live("s1", "lobby", n)
 	// Without reads gorilla answers no ping.
-	s.left()
+	s.orphaned()
+}
+
+// TestEndOfAWebsocket tells browsers that leave from those that are cut off.
+func TestEndOfAWebsocket(t *testing.T) {
+	h := newHarness(t, nil)
+	n := h.node("n1")
+	h.control.assign("lobby", n, 1)
+	closing := func(code int) func(*browser) {
+		return func(b *browser) {
+			msg := websocket.FormatCloseMessage(code, "")
+			if err := b.ws.WriteControl(websocket.CloseMessage, msg, time.Now().Add(patience)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for _, test := range []struct {
+		name   string
+		end    func(*browser)
+		orphan bool
+		reason string
+	}{
+		{"normally", closing(websocket.CloseNormalClosure), false, "left"},
+		{"page left", closing(websocket.CloseGoingAway), false, "left"},
+		{"without a code", closing(websocket.CloseNoStatusReceived), false, "left"},
+		{"to come back", closing(4000), true, "lost"},
+		{"cut", func(b *browser) { _ = b.ws.NetConn().Close() }, true, "lost"},
+		{"refused", func(b *browser) { b.text(strings.Repeat("x", 257<<10)) }, false, "left"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := h.welcomed("")
+			s := b.live("a", "lobby", n)
+			before := len(h.logs.String())
+			test.end(b)
+			if test.orphan {
+				s.orphaned()
+			} else {
+				s.left()
+			}
+			eventually(t, "audit line", func() bool { return strings.Contains(h.logs.String()[before:], `"viewing ended"`) })
+			if line := auditLine(t, h.logs.String()[before:], "viewing ended"); line["reason"] != test.reason {
+				t.Errorf("audit line %v", line)
+			}
+		})
+	}
 }
 
 func TestManySessions(t *testing.T) {

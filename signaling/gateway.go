@@ -22,7 +22,9 @@
 // where it leads, and relays. Whatever goes wrong with one message is told and
 // ends nothing; whatever goes wrong with one session leaves the connection's
 // others alone. When a camera moves, the browser is told to make a second
-// session, and leaves the first when the second shows a picture.
+// session, and leaves the first when the second shows a picture. A session that
+// was left ends at its node too; one whose websocket broke, or whose gateway
+// stops, goes on there for some seconds, until the browser has another.
 //
 // # What it refuses
 //
@@ -49,6 +51,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
 	"fanlight/internal/fleet"
@@ -99,6 +102,9 @@ type Limits struct {
 	AnswerTimeout         time.Duration // for a node's answer; 10 s
 	WriteTimeout          time.Duration // for a message to a browser; 10 s
 	PingEvery             time.Duration // 20 s; a browser that is silent for twice as long is gone
+	// MoveRate is how many sessions a second are told to move while their old
+	// node still serves them; 100. Those whose node is lost don't wait.
+	MoveRate int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -115,6 +121,7 @@ func (l Limits) withDefaults() Limits {
 		{&l.ConnectionsPerViewer, 64},
 		{&l.QueuedMessages, 1024},
 		{&l.QueuedBytes, 4 << 20},
+		{&l.MoveRate, 100},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.n
@@ -147,6 +154,7 @@ type Gateway struct {
 	ice         ICE
 	limits      Limits
 	origins     origins
+	tag         string // of this process, in the ids of its WHEP sessions
 	proxies     []netip.Prefix
 	routes      *route.Table
 	nodes       *nodes
@@ -154,12 +162,14 @@ type Gateway struct {
 	assets      *assets
 	connections tally
 	sessions    tally
+	moves       *rate.Limiter // of sessions that their node still serves
 	handler     http.Handler
 	metrics     *gatewayMetrics
 	stopping    chan struct{} // closed when Run's context has ended
 
-	work       sync.WaitGroup // what begin has let in
-	websockets atomic.Int64   // that are open
+	websockets atomic.Int64 // that are open
+
+	work sync.WaitGroup // what begin has let in
 
 	mu      sync.Mutex // guards the rest
 	running bool
@@ -195,6 +205,7 @@ func New(cfg Config) (*Gateway, error) {
 		ice:         cfg.ICE,
 		limits:      cfg.Limits.withDefaults(),
 		origins:     allowed,
+		tag:         rand.Text()[:8],
 		proxies:     cfg.TrustedProxies,
 		nodes:       &nodes{dial: cfg.DialNode, conns: make(map[string]*nodeConn)},
 		assets:      files,
@@ -203,6 +214,7 @@ func New(cfg Config) (*Gateway, error) {
 		stopping:    make(chan struct{}),
 		wheps:       make(map[string]*whep),
 	}
+	g.moves = rate.NewLimiter(rate.Limit(g.limits.MoveRate), max(1, g.limits.MoveRate/10))
 	cfg.Routes.Client, cfg.Routes.Log = g.control, cfg.Log
 	g.routes = route.New(cfg.Routes)
 	g.stats = newFigures(g.control, g.nodes)
@@ -216,12 +228,22 @@ func New(cfg Config) (*Gateway, error) {
 func (g *Gateway) Handler() http.Handler { return g.handler }
 
 // Ready returns nil once the control plane has been reached, also while it is
-// away after that: viewers of cameras that are known can still be served.
-func (g *Gateway) Ready() error { return g.routes.Ready() }
+// away after that: viewers of cameras that are known can still be served. A
+// gateway that stops is not ready, before it closes the first websocket.
+func (g *Gateway) Ready() error {
+	select {
+	case <-g.stopping:
+		return fmt.Errorf("use another gateway: %w", fleet.GatewayStopping)
+	default:
+		return g.routes.Ready()
+	}
+}
 
 // Run runs the gateway until ctx ends; it is called once. It then closes every
-// websocket (1001, gateway_stopping), ends every session, and returns nil when
-// all is closed.
+// websocket (1012, gateway_stopping), spread over a second at most, and returns
+// nil when all is closed. It breaks its streams to the nodes: they go on with
+// the sessions for some seconds, in which the viewers come back through other
+// gateways.
 func (g *Gateway) Run(ctx context.Context) error {
 	var owned sync.WaitGroup
 	owned.Go(func() { _ = g.routes.Run(ctx) })

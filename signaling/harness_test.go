@@ -210,6 +210,7 @@ type fakeNode struct {
 	sessions chan *nodeSession
 
 	mu    sync.Mutex // guards the rest
+	deaf  bool       // it ends no session that the gateway has left
 	stats int        // calls of GetStats
 	rate  float64    // packets per second; 0: 236
 }
@@ -229,8 +230,9 @@ type nodeSession struct {
 	t      *testing.T
 	open   *mediav1.Open
 	stream mediav1.SessionService_OpenSessionServer
-	reqs   chan *mediav1.OpenSessionRequest // closed when the gateway has left
+	reqs   chan *mediav1.OpenSessionRequest // closed when the stream has ended
 	end    chan error
+	half   chan struct{} // closed when the gateway has half-closed the stream
 }
 
 func (n *fakeNode) OpenSession(stream mediav1.SessionService_OpenSessionServer) error {
@@ -238,12 +240,15 @@ func (n *fakeNode) OpenSession(stream mediav1.SessionService_OpenSessionServer) 
 	if err != nil {
 		return err
 	}
-	s := &nodeSession{t: n.t, open: first.GetOpen(), stream: stream, reqs: make(chan *mediav1.OpenSessionRequest, 1000), end: make(chan error, 1)}
+	s := &nodeSession{t: n.t, open: first.GetOpen(), stream: stream, reqs: make(chan *mediav1.OpenSessionRequest, 1000), end: make(chan error, 1), half: make(chan struct{})}
 	n.sessions <- s
 	go func() {
 		defer close(s.reqs)
 		for {
 			req, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				close(s.half)
+			}
 			if err != nil {
 				return
 			}
@@ -253,6 +258,14 @@ func (n *fakeNode) OpenSession(stream mediav1.SessionService_OpenSessionServer) 
 	select {
 	case err := <-s.end:
 		return err
+	case <-s.half:
+		n.mu.Lock()
+		deaf := n.deaf
+		n.mu.Unlock()
+		if deaf {
+			<-stream.Context().Done()
+		}
+		return nil
 	case <-stream.Context().Done():
 		return stream.Context().Err()
 	}
@@ -316,13 +329,36 @@ func (s *nodeSession) request() *mediav1.OpenSessionRequest {
 	}
 }
 
-// left waits until the gateway has ended the stream.
+// left waits until the gateway has half-closed the stream: the session is to
+// end.
 func (s *nodeSession) left() {
+	s.t.Helper()
+	s.over()
+	select {
+	case <-s.half:
+	default:
+		s.t.Error("node: the stream broke, which makes the session an orphan; the gateway was to leave it")
+	}
+}
+
+// orphaned waits until the stream has broken: the session is to go on.
+func (s *nodeSession) orphaned() {
+	s.t.Helper()
+	s.over()
+	select {
+	case <-s.half:
+		s.t.Error("node: the gateway has left the session, which was to become an orphan")
+	default:
+	}
+}
+
+// over waits until the stream has ended.
+func (s *nodeSession) over() {
 	s.t.Helper()
 	select {
 	case <-s.stream.Context().Done():
 	case <-time.After(patience):
-		s.t.Fatal("node: the gateway has not left")
+		s.t.Fatal("node: the stream has not ended")
 	}
 }
 

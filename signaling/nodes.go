@@ -18,6 +18,11 @@ const (
 	nodeIdle = time.Minute
 	// eventsKept is how many messages of a node wait for their session.
 	eventsKept = 64
+	// leaveWait is how long a node may take to end a session that was left.
+	leaveWait = time.Second
+	// hurryEvery is how often a node that could not be reached is tried before
+	// its time at most, because sessions ask for it.
+	hurryEvery = 100 * time.Millisecond
 )
 
 // nodes are the connections to media nodes: one to each address in use.
@@ -28,11 +33,12 @@ type nodes struct {
 	conns map[string]*nodeConn
 }
 
-// nodeConn is one of them. uses and idleSince are guarded by nodes.mu.
+// nodeConn is one of them. All but conn are guarded by nodes.mu.
 type nodeConn struct {
-	conn      *grpc.ClientConn
+	conn      *grpc.ClientConn // static
 	uses      int
 	idleSince time.Time
+	hurried   time.Time // when it was last connected before its time
 }
 
 // get returns the connection to a node, and what to call when it is no longer
@@ -48,6 +54,12 @@ func (n *nodes) get(addr string) (*grpc.ClientConn, func(), error) {
 		}
 		c = &nodeConn{conn: conn}
 		n.conns[addr] = c
+	}
+	// A node that was away may be back: its time is not up to gRPC's backoff, of
+	// up to a second, but to those who ask.
+	if now := time.Now(); c.conn.GetState() == connectivity.TransientFailure && now.Sub(c.hurried) >= hurryEvery {
+		c.hurried = now
+		c.conn.ResetConnectBackoff()
 	}
 	c.uses++
 	var once sync.Once
@@ -86,7 +98,7 @@ func (n *nodes) sweep(now time.Time, all bool) {
 	}
 }
 
-// nodeStream is one OpenSession stream. Its owner calls close.
+// nodeStream is one OpenSession stream. Its owner calls leave or close.
 type nodeStream struct {
 	// events are what the node says. The last one has an error; the channel is
 	// then closed.
@@ -150,7 +162,22 @@ func (n *nodes) receive(ctx context.Context, addr string, emit func(nodeEvent) b
 	}
 }
 
-// close ends the stream and waits until it has.
+// leave half-closes the stream, upon which the node ends its session, and
+// returns when it has, after leaveWait at the latest. node is nil if it has
+// been told of no session.
+func (s *nodeStream) leave(node mediav1.SessionService_OpenSessionClient) {
+	if node != nil && node.CloseSend() == nil {
+		t := time.AfterFunc(leaveWait, s.stop)
+		defer t.Stop()
+		for range s.events {
+			continue
+		}
+	}
+	s.close()
+}
+
+// close breaks the stream, which makes its session an orphan at the node, and
+// waits until it has ended.
 func (s *nodeStream) close() {
 	s.stop()
 	for range s.events {

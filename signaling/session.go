@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"fanlight/internal/fleet"
 	"fanlight/internal/rpc"
@@ -26,12 +29,23 @@ const (
 	moveLinger = 30 * time.Second
 	// probeLeast is the least wait before a node that was lost is tried again.
 	probeLeast = 250 * time.Millisecond
+	// sameRoute is how long a session whose node has let the camera go waits for
+	// another route, before it tries the old one.
+	sameRoute = 5 * time.Second
+	// patient is how long an attempt has taken that the node has waited in: the
+	// wait before the next is short.
+	patient = time.Second
 )
 
-// errLeft ends a session that nobody needs to be told of: the browser left it.
-var errLeft = errors.New("left")
-
-var errLost = errors.New("lost")
+// Why a session ends that nobody needs to be told of. They are what its context
+// is cancelled with.
+var (
+	// errLeft: the viewer has left it. The node ends it too.
+	errLeft = errors.New("left")
+	// errLost: the websocket broke, or the gateway stops. The node goes on with
+	// it for some seconds, in which the viewer can begin another one elsewhere.
+	errLost = errors.New("lost")
+)
 
 // sessionConfig is what a session is made of.
 type sessionConfig struct {
@@ -53,8 +67,8 @@ type sessionConfig struct {
 //	no answer yet      the stream is opened anew, with the same offer and
 //	                   candidates, wherever the route leads, until there is one
 //	answered           the peer connection belongs to one node; when the route
-//	                   leads elsewhere, or the stream is lost, the browser is
-//	                   told to move
+//	                   leads to another, in its turn, or the stream is lost, the
+//	                   browser is told to move
 //	told to move       the old stream, if there still is one, goes on until the
 //	                   browser leaves or the node ends it
 type session struct {
@@ -70,29 +84,41 @@ type session struct {
 	hasMoved atomic.Bool                      // the browser has been told to move
 
 	// Owned by run.
-	used       route.Route // of stream, or of the one that was lost
+	used       route.Route // that stream, or the one that was lost, was opened with
+	seen       route.Route // the last one found to lead to the stream's node
+	began      time.Time   // when stream was opened
 	stream     *nodeStream
+	closing    sync.WaitGroup                           // streams before it that are being closed
 	node       mediav1.SessionService_OpenSessionClient // nil until the stream is open
 	candidates []*mediav1.OpenSessionRequest            // until the first answer
 	answered   bool
 	moved      bool
-	lost       error     // why the last stream ended; nil: there was none
-	next       time.Time // of the next thing to do without being asked; zero: nothing
+	turn       *rate.Reservation // to be told to move; nil: none is waited for
+	lost       error             // why the last stream ended; nil: there was none
+	next       time.Time         // of the next thing to do without being asked; zero: nothing
 	backoff    rpc.Backoff
 	told       outbound // the last state
 }
 
-// run is the session's life. It returns why it ended: errLeft, or what the
-// viewer has been told.
+// run is the session's life, until ctx is cancelled with errLeft or errLost. It
+// returns why it ended: one of them, or what the viewer has been told.
 func (s *session) run(ctx context.Context) error {
-	s.backoff = rpc.Backoff{Min: 100 * time.Millisecond, Max: 2 * time.Second}
+	s.backoff = rpc.Backoff{Min: 100 * time.Millisecond, Max: time.Second}
 	watch := s.gateway.routes.Watch(s.camera)
 	defer watch.Close()
-	defer s.closeStream()
+	var err error // nil after a panic
+	defer func() {
+		if errors.Is(err, errLost) {
+			s.breakStream()
+		}
+		s.closeStream()
+		s.closing.Wait()
+	}()
 	defer s.release()
-	err := s.loop(ctx, watch)
+	defer s.giveTurnBack()
+	err = s.loop(ctx, watch)
 	s.onEnd()
-	if errors.Is(err, errLeft) {
+	if errors.Is(err, errLeft) || errors.Is(err, errLost) {
 		return err
 	}
 	reason := fleet.Reason(wireReason(err))
@@ -141,7 +167,7 @@ func (s *session) wait(ctx context.Context, expires time.Time, renewed, changed 
 	}
 	select {
 	case <-ctx.Done():
-		return errLeft
+		return context.Cause(ctx)
 	case <-timer:
 	case <-renewed:
 	case <-changed:
@@ -185,10 +211,15 @@ func (s *session) reconcile(ctx context.Context, r route.Route, known bool) erro
 	case r != s.used && !s.answered:
 		s.closeStream()
 		s.openStream(ctx, r)
-	case r != s.used:
-		s.move("moving", "the camera has moved to another node")
 	case !s.answered && due:
 		return s.event(nodeEvent{err: fmt.Errorf("the node does not answer: %w", fleet.NodeUnreachable)})
+	case !s.answered:
+	case r.Node == s.used.Node && r.Address == s.used.Address:
+		// Another generation is the node's business as long as it serves the session.
+		s.seen = r
+		s.giveTurnBack()
+	default:
+		s.movePaced(now)
 	}
 	return nil
 }
@@ -207,6 +238,7 @@ func (s *session) routeUnknown(now time.Time) error {
 // still serves the session is left to do so.
 func (s *session) routeUnassigned(r route.Route) {
 	if s.stream != nil && s.answered {
+		s.giveTurnBack()
 		return
 	}
 	s.closeStream()
@@ -220,12 +252,13 @@ func (s *session) routeUnassigned(r route.Route) {
 // lostNode tells the browser to move as soon as that can succeed: when the
 // route leads elsewhere, or the node answers again.
 func (s *session) lostNode(r route.Route, due bool) {
+	known := s.seen
+	letGo := reasonOf(s.lost) == fleet.CameraMoved
+	if letGo {
+		known = s.used // the node lives: a newer generation on it is another route
+	}
 	switch {
-	case r != s.used:
-		s.move(fleet.Reason(wireReason(s.lost)), sentence(s.lost))
-	case reasonOf(s.lost) == fleet.CameraMoved:
-		s.next = time.Time{} // the new route will come
-	case due && s.gateway.nodes.answers(r.Address):
+	case r != known, due && (letGo || s.gateway.nodes.answers(r.Address)):
 		s.move(fleet.Reason(wireReason(s.lost)), sentence(s.lost))
 	case due:
 		s.next = time.Now().Add(probeLeast + s.backoff.Next())
@@ -235,15 +268,35 @@ func (s *session) lostNode(r route.Route, due bool) {
 	}
 }
 
+// movePaced tells the browser to move when it is its turn among the gateway's
+// sessions, for nothing presses while the old node serves.
+func (s *session) movePaced(now time.Time) {
+	if !s.mayMove {
+		return // WHEP has no word for it: the node ends the session in its time
+	}
+	if s.turn == nil {
+		s.turn = s.gateway.moves.ReserveN(now, 1)
+		s.next = now.Add(s.turn.DelayFrom(now))
+	}
+	if !s.next.After(now) {
+		s.move("moving", "the camera has moved to another node")
+	}
+}
+
+// giveTurnBack is for a session that needs its turn to move no longer.
+func (s *session) giveTurnBack() {
+	if s.turn == nil {
+		return
+	}
+	s.turn.Cancel()
+	s.turn = nil
+	s.next = time.Time{}
+}
+
 // move tells the browser to make a new peer connection and a new session, and
 // to leave this one when the other shows a picture.
 func (s *session) move(reason fleet.Reason, message string) {
-	if !s.mayMove {
-		// WHEP has no word for it: the node ends the session in its time.
-		s.next = time.Time{}
-		return
-	}
-	s.moved = true
+	s.moved, s.turn = true, nil
 	s.hasMoved.Store(true)
 	s.next = time.Now().Add(moveLinger)
 	s.release()
@@ -257,12 +310,27 @@ func (s *session) openStream(ctx context.Context, r route.Route) {
 	if s.lost == nil {
 		s.tell(stateMessage(stateConnecting, "", "", time.Time{}))
 	}
-	s.used = r
-	s.stream = s.gateway.nodes.open(ctx, r.Address)
-	s.next = time.Now().Add(s.gateway.limits.AnswerTimeout)
+	s.used, s.seen = r, r
+	s.began = time.Now()
+	// Not ended by ctx, which would orphan the session at the node.
+	s.stream = s.gateway.nodes.open(context.WithoutCancel(ctx), r.Address)
+	s.next = s.began.Add(s.gateway.limits.AnswerTimeout)
 }
 
+// closeStream ends the stream, and with it the session at the node. It does not
+// wait for the node.
 func (s *session) closeStream() {
+	if s.stream == nil {
+		return
+	}
+	stream, node := s.stream, s.node
+	s.stream, s.node = nil, nil
+	s.closing.Go(func() { stream.leave(node) })
+}
+
+// breakStream ends the stream as a gateway's death does: the session becomes an
+// orphan, with which the node goes on for some seconds.
+func (s *session) breakStream() {
 	if s.stream != nil {
 		s.stream.close()
 	}
@@ -359,6 +427,7 @@ func (s *session) answer(a *mediav1.Answer) {
 // session.
 func (s *session) streamEnded(err error) error {
 	s.closeStream()
+	s.giveTurnBack()
 	if errors.Is(err, io.EOF) {
 		err = fmt.Errorf("the node ended the session: %w", fleet.NodeUnreachable)
 	}
@@ -377,9 +446,16 @@ func (s *session) streamEnded(err error) error {
 		return err
 	}
 	s.lost = err
-	s.next = time.Now().Add(s.backoff.Next())
+	now := time.Now()
+	if now.Sub(s.began) >= patient {
+		s.backoff.Reset()
+	}
+	s.next = now.Add(s.backoff.Next())
 	if s.answered {
 		s.next = s.next.Add(probeLeast)
+		if reasonOf(err) == fleet.CameraMoved {
+			s.next = now.Add(sameRoute)
+		}
 		return nil
 	}
 	s.tell(stateMessage(stateConnecting, fleet.Reason(wireReason(err)), sentence(err), time.Time{}))

@@ -56,15 +56,148 @@ func TestMovedSessionEndsWithItsNode(t *testing.T) {
 	}
 }
 
-// TestNewGenerationOnTheSameNode is a move too: the node has begun anew.
+// TestNewGenerationOnTheSameNode is no move as long as the node serves.
 func TestNewGenerationOnTheSameNode(t *testing.T) {
 	h := newHarness(t, nil)
 	n := h.node("n1")
 	h.control.assign("lobby", n, 1)
 	b := h.welcomed("")
-	b.live("a", "lobby", n)
-	h.control.assign("lobby", n, 2)
+	s := b.live("a", "lobby", n)
+	h.moved("lobby", n, 2)
+	s.state(mediav1.SessionState_STATE_CAMERA_OFFLINE, "timeout")
+	b.until("offline, and no move", func(m outbound) bool {
+		if m.Type == typeMove {
+			t.Error("told to move to the node that serves")
+		}
+		return m.State == stateCameraOffline
+	})
+	// The node knows of the new generation, and ends what began under the old.
+	s.end <- fmt.Errorf("begun anew: %w", fleet.CameraMoved)
 	b.untilType("a", typeMove)
+
+	// One that has not yet been answered is opened under the new generation.
+	b.watch("b", "lobby")
+	waiting := n.next()
+	h.control.assign("lobby", n, 3)
+	waiting.left()
+	if g := n.next().open.GetGeneration(); g != 3 {
+		t.Errorf("generation %d", g)
+	}
+}
+
+// TestMovesArePaced drains a node: browsers are told one by one, but for those
+// whose session on it has died.
+func TestMovesArePaced(t *testing.T) {
+	h := newHarness(t, func(c *Config) { c.Limits.MoveRate = 1 })
+	n1, n2 := h.node("n1"), h.node("n2")
+	h.control.assign("lobby", n1, 1)
+	b := h.welcomed("")
+	sessions := make(map[string]*nodeSession)
+	for _, id := range []string{"a", "b", "c", "d"} {
+		sessions[id] = b.live(id, "lobby", n1)
+	}
+	began := time.Now()
+	h.moved("lobby", n2, 2)
+	told := make(map[string]time.Duration)
+	next := func() string {
+		m := b.until("move", func(m outbound) bool { return m.Type == typeMove })
+		told[m.Session] = time.Since(began)
+		return m.Session
+	}
+	first := next()
+	for id, s := range sessions {
+		if id != first {
+			s.end <- fmt.Errorf("drained: %w", fleet.CameraMoved)
+			break
+		}
+	}
+	second := next() // the one that was ended
+	if told[second] > 900*time.Millisecond {
+		t.Errorf("a session whose node is gone was told to move after %v", told[second])
+	}
+	third := next()
+	if told[third] < 900*time.Millisecond {
+		t.Errorf("the second turn came after %v, want a second", told[third])
+	}
+	// Back on the old node, the last one has no reason to move any more.
+	h.moved("lobby", n1, 3)
+	for id, s := range sessions {
+		if _, ok := told[id]; !ok {
+			b.works(id, s)
+		}
+	}
+}
+
+// TestOnItsWay is a camera that the control plane has on no node because it
+// moves: the old route counts until there is another.
+func TestOnItsWay(t *testing.T) {
+	h := newHarness(t, nil)
+	n1, n2 := h.node("n1"), h.node("n2")
+	h.control.assign("lobby", n1, 1)
+	h.control.assign("yard", n1, 1)
+	b := h.welcomed("")
+	s := b.live("a", "lobby", n1)
+	h.control.set(&controlv1.Route{Camera: "cameras/lobby", State: controlv1.Route_STATE_UNASSIGNED, Reason: controlv1.Reason_REASON_MOVING})
+	b.live("mark", "yard", n1) // later than the route
+	b.works("a", s)
+	b.live("b", "lobby", n1)
+	// The node is gone: both wait for the new route, and have it at once.
+	n1.stop()
+	b.untilState("a", stateMoving)
+	b.watch("c", "lobby")
+	b.until("waiting", func(m outbound) bool {
+		return m.Session == "c" && m.State == stateConnecting && m.Reason == "node_unreachable"
+	})
+	time.Sleep(time.Second) // the attempts have become rare
+	began := time.Now()
+	h.control.assign("lobby", n2, 2)
+	n2.next().answer("there")
+	moved, answered := false, false
+	for !moved || !answered {
+		m := b.next()
+		moved = moved || (m.Type == typeMove && m.Session == "a")
+		answered = answered || (m.Type == typeAnswer && m.Session == "c")
+	}
+	if took := time.Since(began); took > 500*time.Millisecond {
+		t.Errorf("the new route took %v", took)
+	}
+}
+
+// TestNodeBackInPlace is a node that is started again before the control plane
+// has given its cameras away.
+func TestNodeBackInPlace(t *testing.T) {
+	h := newHarness(t, nil)
+	n := h.node("n1")
+	h.control.assign("lobby", n, 1)
+	b := h.welcomed("")
+	b.live("a", "lobby", n)
+	n.stop()
+	b.untilState("a", stateMoving)
+	time.Sleep(3 * time.Second) // every backoff is at its longest
+	began := time.Now()
+	n.start()
+	t.Cleanup(func() { n.stop() })
+	b.untilType("a", typeMove)
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("told to move %v after the node came back", took)
+	}
+}
+
+// TestDeafNode does not end what was left: the gateway waits no longer than it
+// must.
+func TestDeafNode(t *testing.T) {
+	h := newHarness(t, nil)
+	n := h.node("n1")
+	n.deaf = true
+	h.control.assign("lobby", n, 1)
+	b := h.welcomed("")
+	s := b.live("a", "lobby", n)
+	began := time.Now()
+	b.send(map[string]any{"type": "leave", "session": "a"})
+	s.left()
+	if took := time.Since(began); took < leaveWait/2 || took > 3*leaveWait {
+		t.Errorf("the stream was given up after %v, want %v", took, leaveWait)
+	}
 }
 
 func TestNodeEndsTheSession(t *testing.T) {
@@ -125,7 +258,7 @@ func TestNodeDies(t *testing.T) {
 	b := h.welcomed("")
 	s := b.live("a", "lobby", n)
 	n.stop()
-	s.left()
+	s.orphaned()
 	if m := b.untilState("a", stateMoving); m.Reason != "node_unreachable" || strings.Contains(m.Message, "127.0.0.1") {
 		t.Errorf("state %+v", m)
 	}

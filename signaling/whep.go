@@ -31,7 +31,7 @@ type whep struct {
 	camera  fleet.CameraID
 	subject string // of the viewer who made it
 	session *session
-	cancel  context.CancelFunc
+	cancel  context.CancelCauseFunc
 	answers chan string   // one slot: the last answer that nobody has taken
 	refused chan error    // one slot: why the node refused a restart
 	offline chan outbound // one slot: why there is no node
@@ -100,7 +100,7 @@ func (g *Gateway) postWHEP(w http.ResponseWriter, r *http.Request) {
 	}
 	answer, err := g.awaitAnswer(r.Context(), p)
 	if err != nil {
-		p.cancel()
+		p.cancel(errLeft)
 		<-p.done
 		g.problem(w, r, err)
 		return
@@ -134,7 +134,7 @@ func (g *Gateway) newWHEP(w http.ResponseWriter, r *http.Request) (*whep, error)
 		return nil, err
 	}
 	p := &whep{
-		id: rand.Text(), camera: camera, subject: v.Subject, offer: offer,
+		id: g.tag + "-" + rand.Text(), camera: camera, subject: v.Subject, offer: offer,
 		answers: make(chan string, 1), refused: make(chan error, 1), offline: make(chan outbound, 1),
 		done: make(chan struct{}), turn: make(chan struct{}, 1),
 	}
@@ -148,10 +148,10 @@ func (g *Gateway) newWHEP(w http.ResponseWriter, r *http.Request) (*whep, error)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	p.cancel = cancel
 	if err := g.begin(); err != nil {
-		cancel()
+		cancel(nil)
 		p.session.release()
 		return nil, err
 	}
@@ -166,7 +166,7 @@ func (g *Gateway) newWHEP(w http.ResponseWriter, r *http.Request) (*whep, error)
 // Run.
 func (g *Gateway) runWHEP(ctx context.Context, p *whep) {
 	defer g.work.Done()
-	defer p.cancel()
+	defer p.cancel(nil)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -175,11 +175,14 @@ func (g *Gateway) runWHEP(ctx context.Context, p *whep) {
 	select {
 	case <-ended:
 	case <-g.stopping:
-		p.cancel()
+		p.cancel(errLost)
 		<-ended
 	}
-	if errors.Is(p.why, errLeft) {
+	switch {
+	case errors.Is(p.why, errLeft):
 		p.why = fmt.Errorf("the session has ended: %w", fleet.SessionNotFound)
+	case errors.Is(p.why, errLost):
+		p.why = fmt.Errorf("make a new session at another gateway: %w", fleet.GatewayStopping)
 	}
 	g.mu.Lock()
 	delete(g.wheps, p.id)
@@ -229,9 +232,13 @@ func (g *Gateway) whep(r *http.Request) (*whep, error) {
 	if err != nil {
 		return nil, err
 	}
+	id := r.PathValue("id")
 	g.mu.Lock()
-	p := g.wheps[r.PathValue("id")]
+	p := g.wheps[id]
 	g.mu.Unlock()
+	if tag, _, ok := strings.Cut(id, "-"); ok && tag != g.tag {
+		return nil, fmt.Errorf("another gateway made the session, or this one before it was started anew: send the request there, or close the peer connection and make a new session: %w", fleet.SessionNotFound)
+	}
 	if p == nil || string(p.camera) != r.PathValue("camera") || p.subject != v.Subject {
 		return nil, fmt.Errorf("the session has ended or never was, make a new one: %w", fleet.SessionNotFound)
 	}
@@ -245,7 +252,7 @@ func (g *Gateway) deleteWHEP(w http.ResponseWriter, r *http.Request) {
 		g.problem(w, r, err)
 		return
 	}
-	p.cancel()
+	p.cancel(errLeft)
 	<-p.done
 	w.WriteHeader(http.StatusOK)
 }

@@ -201,9 +201,34 @@ func TestWHEPEnds(t *testing.T) {
 		resp, _ := h.do("PATCH", location, fragType, "", "If-Match", etag)
 		return resp.StatusCode == http.StatusNotFound
 	})
-	// The gateway's end ends the sessions.
+	// The gateway's end leaves the sessions to their nodes.
 	h.moved("lobby", n1, 3)
 	_, s = post(h, n1)
 	h.stop()
+	s.orphaned()
+}
+
+// TestWHEPAtAnotherGateway asks a gateway for what another one made.
+func TestWHEPAtAnotherGateway(t *testing.T) {
+	h, other := newHarness(t, nil), newHarness(t, nil)
+	n := h.node("n1")
+	h.control.assign("lobby", n, 1)
+	resp, s := post(h, n)
+	location, etag := resp.Header.Get("Location"), resp.Header.Get("ETag")
+	for _, method := range []string{"PATCH", "DELETE"} {
+		resp, body := other.do(method, location, fragType, "a=end-of-candidates\r\n", "If-Match", etag)
+		other.wantProblem(resp, body, http.StatusNotFound, "session_not_found")
+		if !strings.Contains(body, "another gateway made the session") {
+			t.Errorf("%s: %s", method, body)
+		}
+	}
+	if resp, body := h.do("DELETE", location, "", ""); resp.StatusCode != http.StatusOK {
+		t.Errorf("DELETE: %d %s", resp.StatusCode, body)
+	}
 	s.left()
+	resp, body := h.do("DELETE", location, "", "")
+	h.wantProblem(resp, body, http.StatusNotFound, "session_not_found")
+	if strings.Contains(body, "another gateway") {
+		t.Errorf("the gateway does not know its own: %s", body)
+	}
 }

@@ -6,7 +6,8 @@
 // them. Each camera's last known route stays while the control plane is away,
 // and for some time after its last watch was closed, so that viewers come and
 // go without it: a route is wrong only when a node says so, and nodes do
-// (STALE_ROUTE).
+// (STALE_ROUTE). For the same reason it stays while the camera is on its way
+// from one node to another (UNASSIGNED, MOVING).
 //
 // The package knows nothing of viewers or sessions and connects to no node.
 package route
@@ -245,7 +246,7 @@ func (t *Table) set(routes []*controlv1.Route) {
 			continue
 		}
 		e := t.entries[id]
-		if e == nil || e.route == r {
+		if e == nil || e.route == r || e.route.State == Assigned && r.onItsWay() {
 			continue
 		}
 		e.route = r
@@ -253,6 +254,17 @@ func (t *Table) set(routes []*controlv1.Route) {
 		e.changed = make(chan struct{})
 	}
 }
+
+// onItsWay tells whether the camera has no node because it goes from one to
+// another. Where it was is then still the best place to look for it: the
+// control plane may know no better because it has just come back itself.
+func (r Route) onItsWay() bool {
+	return r.State == Unassigned && r.Reason == moving
+}
+
+// moving is why a camera on its way from one node to another has none:
+// REASON_MOVING.
+const moving fleet.Reason = "moving"
 
 // FromProto reads a route.
 func FromProto(m *controlv1.Route) (Route, error) {

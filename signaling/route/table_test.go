@@ -103,11 +103,19 @@ func (c *control) hear(stream controlv1.RouteService_WatchRoutesServer, req *con
 
 // set changes a camera's route and tells those who watch it.
 func (c *control) set(camera, addr string, generation int64) {
+	c.tell(&controlv1.Route{
+		Camera: "cameras/" + camera, State: controlv1.Route_STATE_ASSIGNED, Node: "nodes/n1", SessionAddress: addr, Generation: generation,
+	})
+}
+
+// unassign takes a camera from its node.
+func (c *control) unassign(camera string, why controlv1.Reason) {
+	c.tell(&controlv1.Route{Camera: "cameras/" + camera, State: controlv1.Route_STATE_UNASSIGNED, Reason: why})
+}
+
+func (c *control) tell(r *controlv1.Route) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := &controlv1.Route{
-		Camera: "cameras/" + camera, State: controlv1.Route_STATE_ASSIGNED, Node: "nodes/n1", SessionAddress: addr, Generation: generation,
-	}
 	c.routes[r.GetCamera()] = r
 	for stream, watched := range c.streams {
 		if watched[r.GetCamera()] {
@@ -186,6 +194,8 @@ func address(w *route.Watch) string {
 		return "unknown"
 	case r.State == route.NotFound:
 		return "not found"
+	case r.State == route.Unassigned:
+		return string(r.Reason)
 	}
 	return fmt.Sprintf("%s@%d", r.Address, r.Generation)
 }
@@ -242,6 +252,35 @@ func TestWatch(t *testing.T) {
 		want(t, nowhere, "not found")
 		nowhere.Close()
 		wantHeard(t, c, "+cameras/nowhere", "-cameras/nowhere")
+	})
+}
+
+// TestOnItsWay keeps the old route of a camera that moves, and no other.
+func TestOnItsWay(t *testing.T) {
+	inBubble(t, route.Config{}, func(b bubble) {
+		t, table, c := b.T, b.table, b.control
+		c.set("lobby", "a:1", 1)
+		lobby := table.Watch("lobby")
+		defer lobby.Close()
+		want(t, lobby, "a:1@1")
+		_, _, changed := lobby.Route()
+		c.unassign("lobby", controlv1.Reason_REASON_MOVING)
+		want(t, lobby, "a:1@1")
+		select {
+		case <-changed:
+			t.Error("told of a change that is none")
+		default:
+		}
+		c.set("lobby", "b:1", 2)
+		want(t, lobby, "b:1@2")
+		c.unassign("lobby", controlv1.Reason_REASON_NO_NODE)
+		want(t, lobby, "no_node")
+		c.unassign("lobby", controlv1.Reason_REASON_MOVING)
+		want(t, lobby, "moving")
+		c.unassign("yard", controlv1.Reason_REASON_MOVING)
+		yard := table.Watch("yard")
+		defer yard.Close()
+		want(t, yard, "moving")
 	})
 }
 
