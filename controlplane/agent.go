@@ -295,6 +295,7 @@ func (a *agent) hold(ctx context.Context) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
+		a.server.metrics.leaseLosses.Inc()
 		a.log.Warn("node's lease lost; registering it anew", "error", err)
 		switch err := a.registerAgain(ctx, lease); {
 		case err == nil:

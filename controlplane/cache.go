@@ -26,7 +26,8 @@ type cache struct {
 	mu          sync.RWMutex // guards the rest
 	revision    int64        // everything up to here is in
 	moved       chan struct{}
-	outages     int // how often the watch was interrupted
+	outages     int  // how often the watch was interrupted
+	following   bool // the store\'s watch goes on
 	cameras     map[fleet.CameraID]*store.Camera
 	assignments map[fleet.CameraID]*store.Assignment
 	observed    map[fleet.CameraID]*store.Observed
@@ -66,6 +67,7 @@ func (c *cache) run(ctx context.Context) {
 		c.log.Warn("watch of the store interrupted", "error", err)
 		c.mu.Lock()
 		c.outages++
+		c.following = false
 		c.mu.Unlock()
 		if backoff.Sleep(ctx) != nil {
 			return
@@ -80,6 +82,9 @@ func (c *cache) follow(ctx context.Context, loaded *bool) error {
 		return err
 	}
 	c.replace(entries, rev)
+	c.mu.Lock()
+	c.following = true
+	c.mu.Unlock()
 	if !*loaded {
 		*loaded = true
 		close(c.ready)

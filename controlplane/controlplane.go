@@ -112,11 +112,12 @@ type Config struct {
 // Server is one replica.
 type Server struct {
 	// Static after New.
-	cfg   Config
-	log   *slog.Logger
-	store *store.Store
-	cache *cache
-	stop  chan struct{} // closed when Run ends
+	cfg     Config
+	log     *slog.Logger
+	store   *store.Store
+	cache   *cache
+	metrics *planeMetrics
+	stop    chan struct{} // closed when Run ends
 
 	mu      sync.Mutex // guards the rest; taken before an agent's
 	running bool
@@ -152,14 +153,16 @@ func New(cfg Config) (*Server, error) {
 	if cfg.ReplicaName == "" {
 		cfg.ReplicaName = rand.Text()
 	}
-	return &Server{
+	s := &Server{
 		cfg:    cfg,
 		log:    cfg.Log,
 		store:  cfg.Store,
 		cache:  newCache(cfg.Log, cfg.Store),
 		stop:   make(chan struct{}),
 		agents: make(map[fleet.NodeID]*agent),
-	}, nil
+	}
+	s.metrics = newPlaneMetrics(s)
+	return s, nil
 }
 
 // Register adds the services to a gRPC server.

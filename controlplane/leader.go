@@ -37,7 +37,9 @@ func (s *Server) lead(ctx context.Context) {
 		}
 		backoff.Reset()
 		s.log.Info("leading", "replica", s.cfg.ReplicaName)
+		done := s.metrics.led()
 		s.leadOnce(ctx, leader)
+		done()
 		leader.Resign()
 		s.log.Info("no longer leading", "replica", s.cfg.ReplicaName)
 	}
@@ -175,7 +177,9 @@ func (p *planner) plan(ctx context.Context) (time.Duration, error) {
 		p.takeCamera(id)
 	}
 	wait := sooner(p.passDeadlines(now), p.giveUp(now))
+	began := time.Now()
 	result := p.planner.Plan(placement.Options{})
+	srv.metrics.planned(began)
 	if len(result.Assignments) == 0 {
 		return wait, nil
 	}
@@ -184,6 +188,7 @@ func (p *planner) plan(ctx context.Context) (time.Duration, error) {
 	if len(decisions) == 0 {
 		return wait, nil
 	}
+	causes := srv.cache.causes(decisions)
 	revs, err := srv.store.Assign(ctx, p.leader, decisions)
 	if err != nil {
 		p.lookAgain(decisions)
@@ -194,6 +199,7 @@ func (p *planner) plan(ctx context.Context) (time.Duration, error) {
 		p.lookAgain(decisions)
 		return wait, err
 	}
+	srv.metrics.stored(causes, time.Now())
 	return wait, nil
 }
 
@@ -236,6 +242,7 @@ func (p *planner) giveUp(now time.Time) time.Duration {
 	}
 	for id := range p.awaited {
 		p.server.log.Info("node has not come back", "node", id)
+		p.server.metrics.nodeGone(id, now)
 		p.planner.DeleteNode(id)
 	}
 	clear(p.awaited)
@@ -259,6 +266,9 @@ func (p *planner) takeNode(id fleet.NodeID, now time.Time) {
 	if v.node == nil {
 		if _, seen := p.seen[id]; seen || v.cameras == 0 || !now.Before(p.settled) {
 			p.planner.DeleteNode(id)
+			if v.cameras > 0 {
+				p.server.metrics.nodeGone(id, now)
+			}
 			return
 		}
 		p.awaited[id] = struct{}{}
@@ -272,6 +282,7 @@ func (p *planner) takeNode(id fleet.NodeID, now time.Time) {
 		p.seen[id] = struct{}{}
 	}
 	delete(p.gone, id)
+	p.server.metrics.nodeBack(id)
 	n := v.node.Registered
 	c := n.GetCapacity()
 	p.planner.PutNode(placement.Node{
