@@ -47,6 +47,7 @@ var layers = []layer{
 	// Parts of tests and demonstrations.
 	{path: "internal/simcam", may: []string{"internal/fleet"}},
 	{path: "internal/viewertest", may: []string{"internal/fleet"}, tests: testParts},
+	{path: "internal/fleettest", may: []string{"proto/fanlight/control/...", "internal/rpc", "internal/simcam", "internal/viewertest"}},
 
 	// The control plane.
 	{path: "controlplane", may: []string{"controlplane/...", "proto/fanlight/control/...", "internal/fleet", "internal/metrics", "internal/rpc", "internal/service"}, tests: testParts},
@@ -85,13 +86,13 @@ var owners = []owner{
 	{module: "github.com/pion", by: []string{"medianode/session", "internal/viewertest"}},
 	{module: "github.com/pion/rtp", by: []string{"medianode/session", "medianode/stream", "medianode/source", "internal/simcam", "internal/viewertest"}, tests: []string{"medianode/..."}},
 	{module: "github.com/pion/rtcp", by: []string{"medianode/session", "medianode/source", "internal/simcam", "internal/viewertest"}},
-	{module: "github.com/gorilla/websocket", by: []string{"signaling"}, tests: []string{"signaling/...", "cmd/...", "e2e"}},
+	{module: "github.com/gorilla/websocket", by: []string{"signaling", "internal/viewertest"}, tests: []string{"signaling/...", "cmd/...", "e2e"}},
 	{module: "github.com/chromedp", by: []string{"e2e"}},
 	{module: "github.com/spf13/cobra", by: []string{"cmd/..."}},
 	{module: "github.com/spf13/pflag", by: []string{"cmd/...", "internal/service"}},
 
 	// gRPC stays out of the packages that carry media and out of pure ones.
-	{module: "google.golang.org/grpc", by: []string{"cmd/...", "controlplane", "medianode", "signaling", "signaling/route", "proto/...", "internal/rpc", "internal/service"}, tests: []string{"e2e"}},
+	{module: "google.golang.org/grpc", by: []string{"cmd/...", "controlplane", "medianode", "signaling", "signaling/route", "proto/...", "internal/rpc", "internal/service", "internal/fleettest", "bench/..."}, tests: []string{"e2e"}},
 	{module: "google.golang.org/protobuf", by: []string{"cmd/...", "controlplane", "controlplane/store", "medianode", "signaling", "signaling/route", "proto/...", "internal/rpc"}, tests: []string{"e2e"}},
 	{module: "google.golang.org/genproto", by: []string{"internal/rpc"}},
 

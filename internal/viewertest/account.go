@@ -1,7 +1,6 @@
 package viewertest
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -136,27 +135,13 @@ const (
 )
 
 func (a *account) h264(p *rtp.Packet, now time.Time, stamp func([]byte) (time.Time, bool)) {
-	b := p.Payload
-	if len(b) < 2 {
-		return
-	}
-	switch kind := b[0] & 0x1f; kind {
-	case nalSTAPA:
-		for b = b[1:]; len(b) > 2; {
-			n := int(binary.BigEndian.Uint16(b))
-			if b = b[2:]; n == 0 || n > len(b) {
-				return
-			}
-			a.unit(p, b[:n], b[0]&0x1f, now, stamp)
-			b = b[n:]
+	eachNAL(p.Payload, func(kind byte, nal []byte, whole bool) {
+		if whole {
+			a.unit(p, nal, kind, now, stamp)
+		} else {
+			a.unit(p, nal, kind, now, nil)
 		}
-	case nalFUA:
-		if b[1]&0x80 != 0 { // the first fragment
-			a.unit(p, b, b[1]&0x1f, now, nil)
-		}
-	default:
-		a.unit(p, b, kind, now, stamp)
-	}
+	})
 }
 
 func (a *account) unit(p *rtp.Packet, nal []byte, kind byte, now time.Time, stamp func([]byte) (time.Time, bool)) {
