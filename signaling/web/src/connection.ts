@@ -1,11 +1,13 @@
 // One websocket to a gateway, shared by all the players of a page that use the
 // same gateway and token, each with its sessions on it. It reconnects by
-// itself for as long as it has members. A lost websocket ends its sessions on
-// the gateway's side: members begin new ones when it is back.
+// itself for as long as it has members, at once after a connection that was
+// good. A lost websocket makes orphans of its sessions, with which the nodes go
+// on for some seconds: members begin new ones when it is back.
 
 import { Backoff } from "./backoff.ts";
 import { isTokenReason } from "./messages.ts";
 import { expiry, refreshIn } from "./token.ts";
+import { Turns } from "./turns.ts";
 import {
   type ClientMessage,
   type ErrorMessage,
@@ -32,7 +34,7 @@ export interface Trouble {
 export interface Member {
   /** The gateway is ready for sessions. */
   connected(welcome: Welcome): void;
-  /** The connection was lost, or an attempt failed: sessions are over. */
+  /** The connection was lost, or an attempt failed: nothing can be said to the sessions any more, whose media may go on for some seconds. */
   disconnected(trouble: Trouble): void;
 }
 
@@ -74,9 +76,17 @@ const REFUSED_WAIT = 30_000;
 const LONGEST_TIMER = 2 ** 31 - 1;
 /** WebSocket.OPEN */
 const OPEN = 1;
+/** Closes a websocket without ending its sessions: another one follows. */
+const CLOSE_TO_RETURN = 4000;
+/** So many pictures that still move are replaced at a time. */
+const REPLACED_AT_ONCE = 8;
+/** The next one's turn comes after so long at the latest, milliseconds. */
+const LONGEST_TURN = 1_000;
 
 export class Connection {
   readonly gateway: URL;
+  /** For those who replace a picture that still moves. */
+  readonly turns = new Turns(REPLACED_AT_ONCE, LONGEST_TURN);
   readonly #token: Token;
   readonly #open: (url: URL, protocols: string[]) => Socket;
   readonly #probe: (gateway: URL, token: string) => Promise<string>;
@@ -251,15 +261,15 @@ export class Connection {
   /** The gateway or the network closed the websocket. */
   async #closed(attempt: number, token: string, event: CloseEvent): Promise<void> {
     const welcomed = this.#welcome !== undefined;
-    this.#detach();
+    const good = this.#detach();
     // A close frame says "reason: sentence".
     const told = /^([a-z_]+): (.*)$/s.exec(event.reason ?? "");
     if (this.#said) {
       this.#failed(this.#said.reason, this.#said.message);
     } else if (told) {
-      this.#failed(told[1] ?? "", told[2] ?? "");
+      this.#failed(told[1] ?? "", told[2] ?? "", good);
     } else if (welcomed) {
-      this.#failed("gateway_lost", "");
+      this.#failed("gateway_lost", "", good);
     } else {
       const reason = await this.#probe(this.gateway, token);
       if (attempt === this.#attempt) this.#failed(reason, "");
@@ -269,26 +279,29 @@ export class Connection {
   /** This side gives the websocket up. */
   #drop(reason: string, message: string): void {
     const socket = this.#socket;
-    this.#detach();
-    socket?.close();
-    this.#failed(reason, message);
+    const good = this.#detach();
+    socket?.close(CLOSE_TO_RETURN);
+    this.#failed(reason, message, good);
   }
 
-  /** Forgets the websocket, whatever becomes of it. */
-  #detach(): void {
+  /** Forgets the websocket, whatever becomes of it. Returns whether it was a good one. */
+  #detach(): boolean {
     clearTimeout(this.#welcomeTimer);
     clearTimeout(this.#tokenTimer);
     if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
     this.#socket = undefined;
-    if (this.#welcome && Date.now() - this.#welcomedAt >= STABLE_AFTER) this.#backoff.reset();
+    const good = this.#welcome !== undefined && Date.now() - this.#welcomedAt >= STABLE_AFTER;
+    if (good) this.#backoff.reset();
     this.#welcome = undefined;
+    return good;
   }
 
-  #failed(reason: string, message: string): void {
+  /** Waits, then makes the next attempt: at once after a good connection, for behind the same address there may be other gateways. */
+  #failed(reason: string, message: string, good = false): void {
     this.#attempt++;
     this.#attempting = false;
     const refused = isTokenReason(reason) && typeof this.#token === "string";
-    const wait = refused ? REFUSED_WAIT : this.#backoff.next();
+    const wait = refused ? REFUSED_WAIT : good ? 0 : this.#backoff.next();
     this.#trouble = { reason, message, retryAt: Date.now() + wait };
     this.#retryTimer = setTimeout(() => void this.#connect(), wait);
     for (const member of [...this.#members]) member.disconnected(this.#trouble);

@@ -7,9 +7,10 @@
 // failed peer connection leave the old picture, or its last frame, in place
 // until there is a better one.
 //
-// The node ends a session with its gateway's stream, and the gateway ends that
-// with the websocket. So a lost websocket means a new session as soon as there
-// is a new websocket, even if the old peer connection still brings frames.
+// A session whose websocket is lost is an orphan: nothing can be said to it, and
+// its node goes on with it for some seconds only. So a lost websocket means a
+// new session as soon as there is a new websocket, beside the old one, which
+// brings the picture until then.
 
 import { Backoff } from "./backoff.ts";
 import type { Connection, Member, Trouble } from "./connection.ts";
@@ -17,6 +18,7 @@ import { isLasting, isTokenReason } from "./messages.ts";
 import type { Media } from "./peer.ts";
 import { type Failure, Session } from "./session.ts";
 import { rates, readReport, type Sample, type Stats } from "./stats.ts";
+import type { Turn } from "./turns.ts";
 import type { StateMessage, Viewport, Welcome } from "./wire.ts";
 
 /** Where the picture stands. */
@@ -116,6 +118,8 @@ export class Playback implements Member {
   #retryAt: number | undefined;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #statsTimer: ReturnType<typeof setInterval> | undefined;
+  /** The turn to replace the shown session, had or waited for. */
+  #turn: Turn | undefined;
   #status = "";
 
   constructor(options: PlaybackOptions) {
@@ -145,6 +149,7 @@ export class Playback implements Member {
     this.#started = false;
     clearInterval(this.#statsTimer);
     this.#cancelRetry();
+    this.#giveTurnBack();
     this.#discard(this.#pending);
     this.#discard(this.#shown);
     this.#pending = this.#shown = undefined;
@@ -178,15 +183,15 @@ export class Playback implements Member {
 
   /** Member. */
   connected(_welcome: Welcome): void {
-    if (this.#failure && isLasting(this.#failure.reason) && !isTokenReason(this.#failure.reason)) {
-      this.#tell();
-      return;
-    }
-    this.#watch();
+    const lasting = this.#failure && isLasting(this.#failure.reason) && !isTokenReason(this.#failure.reason);
+    // An orphan has not the time to wait, whatever has failed before.
+    if (lasting && !this.#alive) this.#tell();
+    else this.#watch();
   }
 
   /** Member. */
   disconnected(_trouble: Trouble): void {
+    this.#giveTurnBack();
     this.#discard(this.#pending);
     this.#pending = undefined;
     if (this.#shown && !this.#shown.orphaned) {
@@ -197,14 +202,30 @@ export class Playback implements Member {
     this.#tell();
   }
 
-  /** Begins a session beside the one that is shown. */
+  /** Whether there is a session that brings a picture. */
+  get #alive(): boolean {
+    return this.#shown !== undefined && !this.#shown.dead;
+  }
+
+  /** Begins a session beside the one that is shown: in its turn if that still brings a picture, else at once. */
   #watch(): void {
     this.#cancelRetry();
+    this.#giveTurnBack();
     this.#failure = undefined;
     this.#discard(this.#pending);
     this.#pending = undefined;
+    if (!this.#started || !this.#connection.welcome) return;
+    if (!this.#alive) {
+      this.#replace();
+      return;
+    }
+    this.#turn = this.#connection.turns.turn(() => this.#replace());
+    this.#turn.take();
+  }
+
+  #replace(): void {
     const welcome = this.#connection.welcome;
-    if (!this.#started || !welcome) return;
+    if (!welcome) return;
     try {
       this.#pending = this.#begin(welcome);
     } catch (error) {
@@ -254,6 +275,7 @@ export class Playback implements Member {
     take.firstFrameMs = now - take.beganAt;
     take.movedAt = now;
     take.picture?.show();
+    this.#giveTurnBack();
     this.#discard(this.#shown);
     this.#shown = take;
     this.#pending = undefined;
@@ -269,7 +291,7 @@ export class Playback implements Member {
 
   #moved(take: Take): void {
     if (take.state) take.state = { ...take.state, state: "moving", reason: "moving", message: "" };
-    if (take === this.#pending || !this.#pending) this.#watch();
+    if (take === this.#pending || !(this.#pending || this.#turn)) this.#watch();
   }
 
   #failed(take: Take, failure: Failure): void {
@@ -280,9 +302,10 @@ export class Playback implements Member {
     } else if (take === this.#shown) {
       take.dead = true;
       if (Date.now() - take.beganAt - (take.firstFrameMs ?? 0) >= STABLE_AFTER) this.#backoff.reset();
-      // A pending session is the answer already.
-      if (!this.#pending) this.#retry(failure);
-      else this.#tell();
+      // A pending session is the answer already; one that waits for its turn need not wait any more.
+      if (this.#pending) this.#tell();
+      else if (this.#turn) this.#watch();
+      else this.#retry(failure);
     }
   }
 
@@ -290,6 +313,7 @@ export class Playback implements Member {
   #retry(failure: Failure): void {
     this.#failure = failure;
     this.#cancelRetry();
+    this.#giveTurnBack();
     if (isForbidden(failure.reason)) {
       // What may no longer be seen is not left on the screen.
       this.#discard(this.#shown);
@@ -310,6 +334,11 @@ export class Playback implements Member {
     clearTimeout(this.#retryTimer);
     this.#retryTimer = undefined;
     this.#retryAt = undefined;
+  }
+
+  #giveTurnBack(): void {
+    this.#turn?.giveBack();
+    this.#turn = undefined;
   }
 
   /** Ends a session and removes its picture. */
@@ -333,7 +362,13 @@ export class Playback implements Member {
       now - pending.movedAt > FIRST_FRAME_TIMEOUT
     ) {
       this.#failed(pending, { reason: "no_frames", message: "" });
-    } else if (shown && !pending && this.#stalled(shown, now) > STALL_RENEW && !this.#failure) {
+    } else if (
+      shown &&
+      !pending &&
+      this.#stalled(shown, now) > STALL_RENEW &&
+      !this.#failure &&
+      !this.#turn
+    ) {
       this.#watch();
     }
     this.#tell();
@@ -359,7 +394,8 @@ export class Playback implements Member {
   /** For how long a picture that should move has not, milliseconds. */
   #stalled(take: Take, now: number): number {
     if (take.dead || !this.#viewport.visible) return 0;
-    return take.orphaned || take.state?.state === "live" ? now - take.movedAt : 0;
+    const state = take.state?.state;
+    return take.orphaned || state === "live" || state === "moving" ? now - take.movedAt : 0;
   }
 
   #tell(): void {
@@ -375,14 +411,16 @@ export class Playback implements Member {
     if (shown && !shown.dead) {
       const still = this.#stalled(shown, Date.now());
       const state = shown.state?.state;
+      const running = state === "live" || state === "moving" || state === undefined;
       if (shown.orphaned) {
-        if (still < STATS_INTERVAL * 2.5 && state === "live") return LIVE;
-      } else if (this.#pending && state === "moving") {
-        return { ...LIVE, state: "moving", reason: "moving" };
-      } else if (state === "live" || state === "moving" || state === undefined) {
-        return still < STALL_SHOWN ? LIVE : { ...LIVE, state: "connecting", reason: "no_frames" };
-      } else {
+        if (still < STATS_INTERVAL * 2.5 && running) return LIVE;
+      } else if (!running) {
         return ofCamera(shown.state);
+      } else if (still >= STALL_SHOWN) {
+        const { reason, message } = state === "moving" && shown.state ? shown.state : NO_FRAMES;
+        return { ...CONNECTING, reason, message };
+      } else {
+        return this.#pending && state === "moving" ? MOVING : LIVE;
       }
     }
     if (this.#failure) {
@@ -398,6 +436,8 @@ export class Playback implements Member {
 
 const IDLE: PlaybackStatus = { state: "idle", reason: "", message: "", retryAt: undefined };
 const LIVE: PlaybackStatus = { state: "live", reason: "", message: "", retryAt: undefined };
+const MOVING: PlaybackStatus = { state: "moving", reason: "moving", message: "", retryAt: undefined };
+const NO_FRAMES: Failure = { reason: "no_frames", message: "" };
 const CONNECTING: PlaybackStatus = { state: "connecting", reason: "", message: "", retryAt: undefined };
 
 /** What the gateway says, for a session whose picture is not there. */

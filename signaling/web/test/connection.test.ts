@@ -122,7 +122,7 @@ describe("Connection", () => {
     expect(connection.claim(() => {})).not.toBe(first);
   });
 
-  it("waits longer each time a gateway welcomes it and hangs up, and less after a connection that lasted", async () => {
+  it("waits longer each time a gateway welcomes it and hangs up, and not at all after a connection that lasted", async () => {
     const { member } = await up();
     const wait = () => (member.troubles.at(-1)?.retryAt ?? 0) - Date.now();
     gateway.last.lose();
@@ -134,7 +134,13 @@ describe("Connection", () => {
     await vi.advanceTimersByTimeAsync(500);
     gateway.last.welcome();
     await vi.advanceTimersByTimeAsync(6_000);
+    gateway.last.lose(1012, "gateway_stopping: connect again");
+    expect(wait()).toBe(0);
+    await vi.advanceTimersByTimeAsync(0);
+    expect(gateway.sockets).toHaveLength(4);
+    // The address leads to no other gateway yet.
     gateway.last.lose();
+    await settle();
     expect(wait()).toBe(250);
   });
 
@@ -207,6 +213,8 @@ describe("Connection", () => {
     const dead = gateway.last;
     connection.renew("no_answer");
     expect(dead.closedByPlayer).toBe(true);
+    // Neither 1000 nor 1001, by which the gateway would end the sessions.
+    expect(dead.closeCode).toBe(4000);
     expect(member.reason).toBe("no_answer");
     dead.say({ type: "welcome", protocol: "fanlight.v1" });
     expect(member.connects).toBe(1);
@@ -237,6 +245,7 @@ describe("Connection", () => {
     connection.leave(member);
     await vi.advanceTimersByTimeAsync(3_000);
     expect(gateway.last.closedByPlayer).toBe(true);
+    expect(gateway.last.closeCode).toBe(1000);
     expect(onUnused).toHaveBeenCalledOnce();
     expect(vi.getTimerCount()).toBe(0);
   });

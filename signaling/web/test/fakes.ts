@@ -15,6 +15,7 @@ export class FakeSocket implements Socket {
   readonly protocols: string[];
   readonly sent: Record<string, unknown>[] = [];
   closedByPlayer = false;
+  closeCode: number | undefined;
 
   constructor(url: URL, protocols: string[]) {
     this.url = url;
@@ -26,8 +27,9 @@ export class FakeSocket implements Socket {
     this.sent.push(JSON.parse(data));
   }
 
-  close(): void {
+  close(code?: number): void {
     this.closedByPlayer = true;
+    this.closeCode = code;
     this.readyState = 3;
   }
 

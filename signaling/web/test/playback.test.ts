@@ -199,6 +199,113 @@ describe("Playback", () => {
     expect(gateway.last.of("leave")).toEqual([]);
   });
 
+  it("goes on through another gateway without a word, frame after frame", async () => {
+    await start();
+    const old = await live();
+    flowing(old);
+    await vi.advanceTimersByTimeAsync(6_000);
+    const told = statuses.length;
+    gateway.last.lose(1012, "gateway_stopping: connect again");
+    await vi.advanceTimersByTimeAsync(0);
+    expect(gateway.sockets).toHaveLength(2);
+    gateway.last.welcome();
+    await settle();
+    expect(watched()).toHaveLength(2);
+    await answer();
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(old.closed).toBe(false);
+    expect(screen.present).toHaveLength(2);
+    screen.pictures[1]?.firstFrame();
+    expect(old.closed).toBe(true);
+    expect(screen.present).toEqual([screen.pictures[1]]);
+    expect(gateway.last.of("leave")).toEqual([]);
+    expect(statuses).toHaveLength(told);
+  });
+
+  it("stays live while a moving picture's websocket is lost", async () => {
+    await start();
+    flowing(await live());
+    await vi.advanceTimersByTimeAsync(6_000);
+    say({ type: "state", state: "moving", reason: "moving" });
+    gateway.last.lose();
+    await settle();
+    expect(now()?.state).toBe("live");
+  });
+
+  it("does not let an old refusal keep an orphan waiting", async () => {
+    await start();
+    flowing(await live());
+    await vi.advanceTimersByTimeAsync(6_000);
+    say({ type: "move" });
+    await settle();
+    say({ type: "state", state: "ended", reason: "node_full" });
+    expect(watched()).toHaveLength(2);
+    gateway.last.lose();
+    await vi.advanceTimersByTimeAsync(0);
+    gateway.last.welcome();
+    await settle();
+    expect(watched()).toHaveLength(3);
+  });
+
+  it("shows what stands in the way when a picture that is to move has stopped", async () => {
+    await start();
+    const stop = flowing(await live());
+    await vi.advanceTimersByTimeAsync(3_000);
+    stop();
+    say({ type: "state", state: "moving", reason: "node_unreachable", message: "the node is away" });
+    await vi.advanceTimersByTimeAsync(5_000);
+    expect(now()?.state).toBe("live");
+    await vi.advanceTimersByTimeAsync(3_000);
+    expect(now()).toMatchObject({
+      state: "connecting",
+      reason: "node_unreachable",
+      message: "the node is away",
+    });
+    say({ type: "move" });
+    await settle();
+    expect(watched()).toHaveLength(2);
+  });
+
+  it("replaces no more than eight moving pictures at a time, and those that have stopped at once", async () => {
+    const wall = Array.from({ length: 10 }, make);
+    for (const one of wall) one.start();
+    await settle();
+    gateway.last.welcome();
+    await settle();
+    expect(watched()).toHaveLength(10);
+    const first = watched();
+    for (const [i, session] of first.entries()) {
+      gateway.last.say({ type: "answer", session, sdp: "answer" });
+      await settle();
+      media.peers[i]?.become("connected");
+      media.peers[i]?.track();
+      gateway.last.say({ type: "state", session, state: "live" });
+    }
+    for (const picture of screen.pictures) picture.firstFrame();
+    for (const session of first) gateway.last.say({ type: "move", session });
+    await settle();
+    expect(watched()).toHaveLength(18);
+    // Said once more: no second place.
+    gateway.last.say({ type: "move", session: first[9] });
+    await settle();
+    expect(watched()).toHaveLength(18);
+    // One of the two that wait has nothing to lose any more.
+    media.peers[8]?.farewell();
+    await settle();
+    expect(watched()).toHaveLength(19);
+    // The first to be replaced makes room for the last.
+    const session = watched()[10];
+    gateway.last.say({ type: "answer", session, sdp: "answer" });
+    await settle();
+    media.peers[10]?.track();
+    screen.pictures.at(-1)?.firstFrame();
+    await settle();
+    expect(watched()).toHaveLength(20);
+    for (const one of wall) one.stop();
+    await vi.advanceTimersByTimeAsync(3_000);
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
   it("is live without a websocket as long as frames arrive", async () => {
     await start();
     const stop = flowing(await live());

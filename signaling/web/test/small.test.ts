@@ -1,11 +1,56 @@
-import { describe, expect, it, vi } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { Backoff } from "../src/backoff.ts";
 import * as format from "../src/format.ts";
 import { countdown, isLasting, isTokenReason, sentence } from "../src/messages.ts";
 import { codecNames, hasH264, preferH264, receiver } from "../src/peer.ts";
 import { expiry, refreshIn } from "../src/token.ts";
+import { Turns } from "../src/turns.ts";
 import { viewport } from "../src/visibility.ts";
 import { FakeMedia } from "./fakes.ts";
+
+describe("Turns", () => {
+  beforeEach(() => vi.useFakeTimers());
+  afterEach(() => vi.useRealTimers());
+
+  it("lets a few go at a time, in order", () => {
+    const turns = new Turns(2, 1_000);
+    const started: number[] = [];
+    const all = [0, 1, 2, 3, 4].map((i) => turns.turn(() => started.push(i)));
+    for (const turn of all) turn.take();
+    expect(started).toEqual([0, 1]);
+    all[1]?.giveBack();
+    all[1]?.giveBack();
+    expect(started).toEqual([0, 1, 2]);
+    all[3]?.giveBack(); // which it does not have yet
+    all[0]?.giveBack();
+    expect(started).toEqual([0, 1, 2, 4]);
+    all[2]?.giveBack();
+    all[4]?.giveBack();
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  it("takes a turn back from who does not give it", () => {
+    const turns = new Turns(1, 1_000);
+    const started: number[] = [];
+    const all = [0, 1, 2].map((i) => turns.turn(() => started.push(i)));
+    for (const turn of all) turn.take();
+    vi.advanceTimersByTime(1_000);
+    expect(started).toEqual([0, 1]);
+    all[0]?.giveBack(); // too late to count
+    expect(started).toEqual([0, 1]);
+    vi.advanceTimersByTime(1_000);
+    expect(started).toEqual([0, 1, 2]);
+  });
+
+  it("gives a turn back that was over as soon as it began", () => {
+    const turns = new Turns(1, 1_000);
+    const started: number[] = [];
+    const hasty = turns.turn(() => hasty.giveBack());
+    hasty.take();
+    turns.turn(() => started.push(1)).take();
+    expect(started).toEqual([1]);
+  });
+});
 
 describe("Backoff", () => {
   it("doubles the ceiling up to the longest wait, and begins again after a reset", () => {
