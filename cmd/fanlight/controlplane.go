@@ -52,6 +52,7 @@ func (f *planeFlags) config(log *slog.Logger, st *store.Store, networks []netip.
 func newControlPlane(a *app) *cobra.Command {
 	var f planeFlags
 	var sec security
+	var metrics observed
 	var grpcAddr string
 	var networks []string
 	cmd := &cobra.Command{
@@ -74,6 +75,9 @@ an etcd that it embeds (--data), alone or with other control planes
 			if err := f.etcd.exposure(&sec); err != nil {
 				return err
 			}
+			if err := metrics.check(&sec); err != nil {
+				return err
+			}
 			allowed, err := prefixes("camera-networks", networks)
 			if err != nil {
 				return err
@@ -82,20 +86,24 @@ an etcd that it embeds (--data), alone or with other control planes
 			if err != nil {
 				return err
 			}
-			return a.runControlPlane(cmd.Context(), log, &f, &sec, grpcAddr, cfg, allowed)
+			return a.runControlPlane(cmd.Context(), log, &f, &sec, &metrics, grpcAddr, cfg, allowed)
 		},
 	}
 	f.flags(cmd.Flags())
 	f.etcd.clusterFlags(cmd.Flags())
 	sec.flags(cmd.Flags())
 	sec.tokenFlag(cmd.Flags())
+	metrics.flags(cmd.Flags(), planeMetrics)
 	cmd.Flags().StringVar(&grpcAddr, "grpc", "127.0.0.1:9090", "`address` of the API")
 	cmd.Flags().StringSliceVar(&networks, "camera-networks", nil, "`networks` that cameras' URLs may lead to (default: all)")
 	a.logFlags(cmd.Flags())
 	return cmd
 }
 
-func (a *app) runControlPlane(ctx context.Context, log *slog.Logger, f *planeFlags, sec *security, addr string, cfg store.Config, networks []netip.Prefix) (err error) {
+func (a *app) runControlPlane(ctx context.Context, log *slog.Logger, f *planeFlags, sec *security, metrics *observed, addr string, cfg store.Config, networks []netip.Prefix) (err error) {
+	if err := metrics.start(log, sec, &f.etcd); err != nil {
+		return err
+	}
 	server, err := sec.rpcServer(log, controlplane.Services)
 	if err != nil {
 		return err
@@ -119,6 +127,14 @@ func (a *app) runControlPlane(ctx context.Context, log *slog.Logger, f *planeFla
 	plane.Register(server)
 	warnOpen(log, sec.anyone(), false)
 	var g service.Group
+	if err := metrics.plane(plane, &f.etcd); err != nil {
+		return err
+	}
+	observing, err := metrics.serve(ctx, log, sec, &g)
+	if err != nil {
+		return err
+	}
+	defer quietClose(observing)
 	g.Add("control plane", plane.Run)
 	g.Add("grpc", func(ctx context.Context) error { return server.Serve(ctx, lis) })
 	g.Add("announcement", func(ctx context.Context) error {

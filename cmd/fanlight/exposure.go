@@ -17,6 +17,7 @@ type security struct {
 	files          certs.Files
 	operatorTokens string
 	insecure       bool
+	calls          *rpc.Metrics // of its servers and dialers; nil: none are kept
 }
 
 func (s *security) flags(flags *pflag.FlagSet) {
@@ -63,7 +64,7 @@ func nodes() []rpc.Role         { return []rpc.Role{rpc.RoleNode, rpc.RoleContro
 // the roles. It speaks TLS where there is a --tls-ca, and plaintext to loopback
 // otherwise.
 func (s *security) dialer(log *slog.Logger, roles []rpc.Role) (*rpc.Dialer, error) {
-	d := &rpc.Dialer{Insecure: s.insecure, Log: log}
+	d := &rpc.Dialer{Insecure: s.insecure, Log: log, Metrics: s.calls}
 	if s.files.CA == "" {
 		return d, nil
 	}
@@ -79,7 +80,7 @@ func (s *security) dialer(log *slog.Logger, roles []rpc.Role) (*rpc.Dialer, erro
 // rpcServer returns the server of a process' services. Callers need no keys
 // where none are configured; that is for loopback, and was refused elsewhere.
 func (s *security) rpcServer(log *slog.Logger, services ...map[string]rpc.Role) (*rpc.Server, error) {
-	cfg := rpc.ServerConfig{Log: log, Services: map[string]rpc.Role{}, AllowAny: s.anyone()}
+	cfg := rpc.ServerConfig{Log: log, Services: map[string]rpc.Role{}, AllowAny: s.anyone(), Metrics: s.calls}
 	for _, table := range services {
 		for service, role := range table {
 			cfg.Services[service] = role

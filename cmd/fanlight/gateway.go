@@ -165,6 +165,7 @@ func newSignaling(a *app) *cobra.Command {
 	var f gatewayFlags
 	var control controlFlags
 	var sec security
+	var metrics observed
 	cmd := &cobra.Command{
 		Use:   "signaling",
 		Short: "Run a signaling gateway",
@@ -174,22 +175,29 @@ control planes and nodes: issue it with the role gateway.`,
 		Example: "  fanlight signaling --control-plane 127.0.0.1:9090 --http 127.0.0.1:8081",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.runSignaling(cmd.Context(), &f, &control, &sec)
+			return a.runSignaling(cmd.Context(), &f, &control, &sec, &metrics)
 		},
 	}
 	f.flags(cmd.Flags())
 	control.flags(cmd.Flags())
 	sec.flags(cmd.Flags())
+	metrics.flags(cmd.Flags(), signalingMetrics)
 	a.logFlags(cmd.Flags())
 	return cmd
 }
 
-func (a *app) runSignaling(ctx context.Context, f *gatewayFlags, control *controlFlags, sec *security) error {
+func (a *app) runSignaling(ctx context.Context, f *gatewayFlags, control *controlFlags, sec *security, metrics *observed) error {
 	log, err := a.logger()
 	if err != nil {
 		return err
 	}
 	if err := f.check(sec); err != nil {
+		return err
+	}
+	if err := metrics.check(sec); err != nil {
+		return err
+	}
+	if err := metrics.start(log, sec, nil); err != nil {
 		return err
 	}
 	tlsConfig, err := sec.webTLS(log)
@@ -221,6 +229,14 @@ func (a *app) runSignaling(ctx context.Context, f *gatewayFlags, control *contro
 	ctx, release := service.SignalContext(ctx, log)
 	defer release()
 	var g service.Group
+	if err := metrics.registry.Register(gw.Metrics()); err != nil {
+		return err
+	}
+	observing, err := metrics.serve(ctx, log, sec, &g)
+	if err != nil {
+		return err
+	}
+	defer quietClose(observing)
 	g.Add("gateway", gw.Run)
 	g.Add("http", func(ctx context.Context) error {
 		return service.ServeHTTP(ctx, log, lis, gw.Handler(), tlsConfig)

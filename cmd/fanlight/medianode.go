@@ -120,6 +120,7 @@ func newMediaNode(a *app) *cobra.Command {
 	var f nodeFlags
 	var control controlFlags
 	var sec security
+	var metrics observed
 	var grpcAddr, session string
 	cmd := &cobra.Command{
 		Use:   "medianode",
@@ -130,12 +131,13 @@ control planes, and names it: issue it with the role node.`,
 		Example: "  fanlight medianode --node node-1 --control-plane 127.0.0.1:9090 --grpc 127.0.0.1:9091 --media 127.0.0.1:8189",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.runMediaNode(cmd.Context(), &f, &control, &sec, grpcAddr, session)
+			return a.runMediaNode(cmd.Context(), &f, &control, &sec, &metrics, grpcAddr, session)
 		},
 	}
 	f.flags(cmd.Flags(), "", "the node's `name` in the fleet (default: that in its certificate)")
 	control.flags(cmd.Flags())
 	sec.flags(cmd.Flags())
+	metrics.flags(cmd.Flags(), nodeMetrics)
 	cmd.Flags().StringVar(&grpcAddr, "grpc", "127.0.0.1:9091", "`address` for gateways")
 	cmd.Flags().StringVar(&session, "advertise-grpc", "", "`host:port` at which gateways reach --grpc, where it is another")
 	a.logFlags(cmd.Flags())
@@ -170,7 +172,7 @@ func (f *nodeFlags) nameFromCertificate(sec *security) error {
 	return nil
 }
 
-func (a *app) runMediaNode(ctx context.Context, f *nodeFlags, control *controlFlags, sec *security, grpcAddr, session string) error {
+func (a *app) runMediaNode(ctx context.Context, f *nodeFlags, control *controlFlags, sec *security, metrics *observed, grpcAddr, session string) error {
 	log, err := a.logger()
 	if err != nil {
 		return err
@@ -179,6 +181,12 @@ func (a *app) runMediaNode(ctx context.Context, f *nodeFlags, control *controlFl
 		return err
 	}
 	if err := sec.exposure("grpc", grpcAddr, sec.needTLS(), sec.needPeers()); err != nil {
+		return err
+	}
+	if err := metrics.check(sec); err != nil {
+		return err
+	}
+	if err := metrics.start(log, sec, nil); err != nil {
 		return err
 	}
 	server, err := sec.rpcServer(log, medianode.Services)
@@ -215,6 +223,14 @@ func (a *app) runMediaNode(ctx context.Context, f *nodeFlags, control *controlFl
 	ctx, release := service.SignalContext(ctx, log)
 	defer release()
 	var g service.Group
+	if err := metrics.registry.Register(node.Metrics()); err != nil {
+		return err
+	}
+	observing, err := metrics.serve(ctx, log, sec, &g)
+	if err != nil {
+		return err
+	}
+	defer quietClose(observing)
 	g.Add("node", f.run(node))
 	g.Add("grpc", func(ctx context.Context) error { return server.Serve(ctx, lis) })
 	g.Add("announcement", func(ctx context.Context) error {

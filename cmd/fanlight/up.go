@@ -24,6 +24,7 @@ type upFlags struct {
 	node    nodeFlags
 	gateway gatewayFlags
 	sec     security
+	metrics observed
 	grpc    string
 	demo    int
 }
@@ -52,6 +53,7 @@ there, without a picture, until they are deleted.`,
 	f.plane.flags(fl)
 	f.sec.flags(fl)
 	f.sec.tokenFlag(fl)
+	f.metrics.flags(fl, upMetrics)
 	fl.IntVar(&f.demo, "demo", 0, "add as `many` simulated cameras")
 	a.logFlags(fl)
 	return cmd
@@ -62,6 +64,9 @@ func (f *upFlags) check() error {
 		return usagef("--demo %d: must not be negative", f.demo)
 	}
 	if err := f.gateway.check(&f.sec); err != nil {
+		return err
+	}
+	if err := f.metrics.check(&f.sec); err != nil {
 		return err
 	}
 	return f.sec.exposure("grpc", f.grpc, f.sec.needTLS(), f.sec.needOperators())
@@ -103,6 +108,9 @@ func (a *app) runUp(ctx context.Context, f *upFlags) (err error) {
 // was done.
 func (u *up) open(ctx context.Context) (err error) {
 	f := u.flags
+	if err := f.metrics.start(u.log, &f.sec, nil); err != nil {
+		return err
+	}
 	if u.server, err = f.sec.rpcServer(u.log, controlplane.Services, medianode.Services); err != nil {
 		return err
 	}
@@ -114,6 +122,11 @@ func (u *up) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	metricsLis, err := f.metrics.serve(ctx, u.log, &f.sec, &u.group)
+	if err != nil {
+		return err
+	}
+	u.closers = append(u.closers, metricsLis)
 	pipe := rpc.NewPipe(grpcLis.Addr().String())
 	if u.dialer, err = f.sec.dialer(u.log, nodes()); err != nil {
 		return err
@@ -165,6 +178,9 @@ func (u *up) openGateway(lis net.Listener) error {
 		return err
 	}
 	u.ready = append(u.ready, gw.Ready)
+	if err := u.flags.metrics.registry.Register(gw.Metrics()); err != nil {
+		return err
+	}
 	u.group.Add("gateway", gw.Run)
 	u.group.Add("http", func(ctx context.Context) error {
 		return service.ServeHTTP(ctx, u.log, lis, gw.Handler(), tlsConfig)
@@ -193,6 +209,9 @@ func (u *up) openPlane(ctx context.Context) error {
 	}
 	plane.Register(u.server)
 	u.ready = append(u.ready, plane.Ready)
+	if err := u.flags.metrics.plane(plane, &f.etcd); err != nil {
+		return err
+	}
 	u.group.Add("control plane", plane.Run)
 	return nil
 }
@@ -208,6 +227,9 @@ func (u *up) openNode(sessionAddress string) error {
 	}
 	node.Register(u.server)
 	u.ready = append(u.ready, node.Ready)
+	if err := u.flags.metrics.registry.Register(node.Metrics()); err != nil {
+		return err
+	}
 	u.group.Add("node", u.flags.node.run(node))
 	return nil
 }

@@ -21,7 +21,7 @@ const (
 	scrapeTimeout = 10 * time.Second
 )
 
-// Registry is the metrics of a process.
+// Registry is the metrics of a process. It is filled before its handler is asked.
 type Registry struct {
 	registry  *prometheus.Registry
 	gatherers prometheus.Gatherers
@@ -73,7 +73,8 @@ func (r *Registry) Libraries(names ...string) {
 // Handler serves the metrics in Prometheus' text format. What cannot be read is
 // left out and logged, and the rest is served.
 func (r *Registry) Handler(log *slog.Logger) http.Handler {
-	return promhttp.HandlerFor(r.gatherers, promhttp.HandlerOpts{
+	gather := func() ([]*dto.MetricFamily, error) { return r.gatherers.Gather() } // also what is added later
+	return promhttp.HandlerFor(prometheus.GathererFunc(gather), promhttp.HandlerOpts{
 		ErrorLog: errorLog{log}, ErrorHandling: promhttp.ContinueOnError,
 		MaxRequestsInFlight: scrapesAtOnce, Timeout: scrapeTimeout,
 	})
