@@ -23,7 +23,8 @@ const (
 	maxReconnect = 2 * time.Second
 	// defaultLease is how long a lease is taken to live before Welcome has said.
 	defaultLease = 3 * time.Second
-	// coalesce is how long a changed state waits for others before it is sent.
+	// coalesce is the least time between two reports of changed states. The first
+	// goes at once: it may be what a move waits for.
 	coalesce = 20 * time.Millisecond
 	// figuresInterval is how often a camera's figures and the node's load are
 	// sent, at most, and firstFigures how soon after its state changed.
@@ -52,6 +53,11 @@ func (c *changes) add(id fleet.CameraID) {
 	c.mu.Lock()
 	c.ids[id] = struct{}{}
 	c.mu.Unlock()
+	c.poke()
+}
+
+// poke says that there is something else to report.
+func (c *changes) poke() {
 	select {
 	case c.wake <- struct{}{}:
 	default:
@@ -129,6 +135,7 @@ func (a *agent) sync(ctx context.Context) (welcomed bool, err error) {
 	err = c.run(ctx, messages, failed)
 	a.node.metrics.control(false)
 	if c.welcomed {
+		a.node.setConnected(false)
 		a.lease.lost(c.heard)
 	}
 	return c.welcomed, err
@@ -150,20 +157,26 @@ func (c *controlStream) run(ctx context.Context, messages <-chan *controlv1.Sync
 	n := c.agent.node
 	ticker := time.NewTicker(figuresCheck) // each camera has its own jitter
 	defer ticker.Stop()
+	leaving := n.leaving
+	var pause <-chan time.Time // after a report; nil: the next may go
 	for {
 		var changed <-chan struct{}
-		if c.applied {
+		if c.applied && pause == nil {
 			changed = n.changes.wake
 		}
 		var err error
 		select {
+		case <-leaving:
+			leaving = nil
+			err = c.send(&controlv1.SyncRequest{Message: &controlv1.SyncRequest_Leave{Leave: &controlv1.Leave{}}})
 		case m := <-messages:
 			c.heard = time.Now()
 			err = c.take(ctx, m)
 		case <-changed:
-			if sleep(ctx, coalesce) {
-				err = c.reportChanges()
-			}
+			pause = time.After(coalesce)
+			err = c.reportChanges(time.Now())
+		case <-pause:
+			pause = nil
 		case now := <-ticker.C:
 			if c.applied {
 				err = c.reportFigures(now)
@@ -202,6 +215,10 @@ func (c *controlStream) take(ctx context.Context, m *controlv1.SyncResponse) err
 			for _, camera := range n.list() {
 				n.changes.add(camera.id)
 			}
+			n.mu.Lock()
+			n.released.again(time.Now())
+			n.mu.Unlock()
+			n.changes.poke()
 		}
 	default:
 		n.log.Debug("message of an unknown type ignored") // of a newer version
@@ -243,15 +260,22 @@ func (n *Node) hello() *controlv1.Hello {
 func (n *Node) welcome(cluster string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.reached = true
+	n.reached, n.connected = true, true
 	if cluster == "" || cluster == n.cluster {
 		return
 	}
 	if n.cluster != "" {
 		n.log.Warn("the control plane has another store; assignments are numbered anew", "cluster", cluster, "before", n.cluster)
 		clear(n.seen)
+		clear(n.released.cameras)
 	}
 	n.cluster = cluster
+}
+
+func (n *Node) setConnected(v bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.connected = v
 }
 
 // lease tells when the node's lease may have run out: its time after the control

@@ -10,6 +10,7 @@ import (
 	"fanlight/internal/fleet"
 	"fanlight/medianode/source"
 	"fanlight/medianode/stream"
+	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 
 // camera is one camera that the node has: its stream, for as long as the node
@@ -27,27 +28,53 @@ type camera struct {
 
 	failures failures // of its sources
 
-	mu         sync.Mutex // guards the rest
-	desired    fleet.Camera
+	mu        sync.Mutex // guards the rest
+	desired   desired
+	suspended bool
+	sessions  int
+	idleSince time.Time // when the last session left; zero: there has been none
+	handOver  time.Time // by when, while that is the node's part
+	figures   figures   // as last reported
+}
+
+// desired is what the control plane wants of a camera.
+type desired struct {
+	fleet.Camera
 	generation int64
-	suspended  bool
-	sessions   int
-	idleSince  time.Time // when the last session left; zero: there has been none
-	figures    figures   // as last reported
+	part       part
 }
 
-func newCamera(n *Node, desired fleet.Camera, generation int64) *camera {
-	return &camera{
-		node: n, log: n.log.With("camera", string(desired.ID)), id: desired.ID, stream: stream.New(stream.Config{}),
-		done: make(chan struct{}), wake: make(chan struct{}, 1), desired: desired, generation: generation,
+// part is the node's part in a camera's move.
+type part = controlv1.DesiredCamera_Part
+
+const (
+	partTakeOver      = controlv1.DesiredCamera_PART_TAKE_OVER
+	partHandOver      = controlv1.DesiredCamera_PART_HAND_OVER
+	partAwaitHandOver = controlv1.DesiredCamera_PART_AWAIT_HAND_OVER
+)
+
+func newCamera(n *Node, d desired) *camera {
+	c := &camera{
+		node: n, log: n.log.With("camera", string(d.ID)), id: d.ID, stream: stream.New(stream.Config{}),
+		done: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
+	c.change(d)
+	return c
 }
 
-// change sets what the camera should be.
-func (c *camera) change(desired fleet.Camera, generation int64) {
+// change sets what the camera should be. The viewers of one that was taken over
+// are still on their way here: it is as if the last had left now.
+func (c *camera) change(d desired) {
+	now := time.Now()
 	c.mu.Lock()
-	c.desired = desired
-	c.generation = generation
+	before := c.desired.part
+	c.desired = d
+	if before == partTakeOver && d.part != partTakeOver && c.sessions == 0 {
+		c.idleSince = now
+	}
+	if d.part == partHandOver && before != partHandOver {
+		c.handOver = now.Add(c.node.cfg.HandOverTimeout)
+	}
 	c.mu.Unlock()
 	c.poke()
 }
@@ -83,21 +110,38 @@ func (c *camera) poke() {
 	}
 }
 
-// wanted returns what to pull, and whether to. For a camera on demand without
-// sessions that is still pulled, wait is how long.
-func (c *camera) wanted(now time.Time) (desired fleet.Camera, pull bool, wait time.Duration) {
+// next is what run has to do with a camera.
+type next struct {
+	desired    fleet.Camera
+	pull       bool
+	handedOver bool          // there is nothing left to do with it here
+	wait       time.Duration // until it is something else, if nothing else changes; 0: never
+}
+
+func (c *camera) next(now time.Time) next {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.suspended:
-		return c.desired, false, 0
-	case c.desired.PullPolicy != fleet.PullOnDemand || c.sessions > 0:
-		return c.desired, true, 0
-	case c.idleSince.IsZero():
-		return c.desired, false, 0
+	out := next{desired: c.desired.Camera}
+	if c.desired.part == partHandOver {
+		out.wait = max(c.handOver.Sub(now), 0)
+		out.handedOver = c.sessions == 0 || out.wait == 0
 	}
-	wait = c.idleSince.Add(c.desired.IdleTimeout).Sub(now)
-	return c.desired, wait > 0, max(wait, 0)
+	switch {
+	case c.suspended || out.handedOver:
+	case c.desired.part == partTakeOver || c.desired.PullPolicy != fleet.PullOnDemand || c.sessions > 0:
+		out.pull = true
+	case !c.idleSince.IsZero():
+		out.wait = max(c.idleSince.Add(c.desired.IdleTimeout).Sub(now), 0)
+		out.pull = out.wait > 0
+	}
+	return out
+}
+
+// move returns the generation under which the node has the camera, and its part.
+func (c *camera) move() (generation int64, p part) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.desired.generation, c.desired.part
 }
 
 // pulling is a source that runs.
@@ -123,26 +167,32 @@ func (c *camera) run(ctx context.Context, before *camera) {
 	var current *pulling
 	defer func() { current.stop() }()
 	for {
-		desired, pull, wait := c.wanted(time.Now())
-		if current != nil && (!pull || !samePull(current.desired, desired)) {
+		now := c.next(time.Now())
+		if now.handedOver {
+			c.node.handedOver(c)
+			if ctx.Err() == nil {
+				continue // it is wanted again
+			}
+		}
+		if current != nil && (!now.pull || !samePull(current.desired, now.desired)) {
 			current.stop()
 			current = nil
 		}
 		switch {
 		case ctx.Err() != nil:
 			return
-		case pull && current == nil:
-			current = c.pull(ctx, desired)
-		case !pull:
+		case now.pull && current == nil:
+			current = c.pull(ctx, now.desired)
+		case !now.pull:
 			c.idle()
 		}
-		var idle <-chan time.Time
-		if wait > 0 {
-			idle = time.After(wait)
+		var changes <-chan time.Time
+		if now.wait > 0 {
+			changes = time.After(now.wait)
 		}
 		select {
 		case <-c.wake:
-		case <-idle:
+		case <-changes:
 		case <-ctx.Done():
 			return
 		}
@@ -197,7 +247,7 @@ func (c *camera) status() (status fleet.CameraStatus, generation int64) {
 	stats := c.stream.Stats()
 	status = c.stream.Status()
 	c.mu.Lock()
-	status.Viewers, generation = c.sessions, c.generation
+	status.Viewers, generation = c.sessions, c.desired.generation
 	c.mu.Unlock()
 	if len(status.Profiles) > 0 {
 		profiles := append([]fleet.ProfileStatus(nil), status.Profiles...)

@@ -22,7 +22,7 @@ func TestGenerationsOfAnotherCluster(t *testing.T) {
 		if !c.stale {
 			continue
 		}
-		if err := n.want(t.Context(), fleet.Camera{ID: "lobby"}, 6); !errors.Is(err, fleet.StaleGeneration) {
+		if err := n.want(t.Context(), desired{Camera: fleet.Camera{ID: "lobby"}, generation: 6}); !errors.Is(err, fleet.StaleGeneration) {
 			t.Errorf("welcomed by %q: a lower generation: %v", c.cluster, err)
 		}
 	}

@@ -341,6 +341,17 @@ func (w *watcher) receive() {
 
 // leave ends the session as a gateway does.
 func (w *watcher) leave() {
+	_ = w.stream.CloseSend() // never fails
+	select {
+	case <-w.done:
+	case <-time.After(patience): // what the test then waits for will tell
+	}
+	w.cancel()
+	<-w.done
+}
+
+// vanish breaks the stream as a gateway does that dies.
+func (w *watcher) vanish() {
 	w.cancel()
 	<-w.done
 }

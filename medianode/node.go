@@ -10,9 +10,25 @@
 //
 // What changes of a camera restarts no more than it must: with another URL or
 // password the source is another, and the stream and its sessions stay. A
-// camera that is lost and comes back is the same stream too. Sessions end when
-// their viewer leaves, when the camera is taken from the node, and when the node
-// stops.
+// camera that is lost and comes back is the same stream too, and so is one whose
+// assignment gets a new generation or that begins to move. Sessions end when
+// their viewer leaves, when the camera is let go, and when the node stops.
+//
+// A camera moves to another node in two steps. A node that is to take it over
+// pulls it whatever its pull policy, and reports it. When the routes lead there
+// the node before hands it over: it refuses new sessions (STALE_ROUTE), goes on
+// with those it has, and lets the camera go when the last has left, or after
+// 30 s, with CAMERA_MOVED for those that remain. Whatever the node lets go it
+// reports as released when the source has ended, for another node may wait.
+//
+// The session of a gateway that half-closes its stream ends at once. A stream
+// that breaks in any other way orphans its session (viewing.go): it goes on for
+// 15 s, or until the viewer closes its peer connection, so that the viewer can
+// open another through another gateway without losing the picture. Until then it
+// counts as a viewer of its camera, but not towards the node's limit.
+//
+// A node that is to stop can leave first (leave.go): its cameras move away, step
+// by step, while it serves.
 //
 // While no control plane can be reached the node goes on with what it has and
 // takes sessions for it. The exception are cameras that accept a single RTSP
@@ -71,7 +87,16 @@ type Config struct {
 	SourceTimeouts source.Timeouts  // zero: the defaults
 	SourceRetry    source.Retry     // zero: the defaults
 	Sessions       session.Timeouts // zero: the defaults
+
+	OrphanTimeout   time.Duration // how long a session outlives its gateway's stream; 0: 15 s
+	HandOverTimeout time.Duration // how long viewers may take to follow a camera that has moved; 0: 30 s
 }
+
+// The defaults of Config.
+const (
+	DefaultOrphanTimeout   = 15 * time.Second
+	DefaultHandOverTimeout = 30 * time.Second
+)
 
 // Capacity is what a node may be given. 0 in a field: no limit, but in Viewers.
 type Capacity struct {
@@ -89,19 +114,22 @@ type Node struct {
 	bootID  string
 	changes *changes // the cameras with something to report
 	metrics *nodeMetrics
+	leaving chan struct{} // closed by Leave
 
-	mu       sync.Mutex // guards the rest; taken before a camera's
-	engine   *session.Engine
-	media    netip.AddrPort // while engine runs
-	reached  bool           // the control plane, ever
-	stopping bool           // or not running yet: takes neither cameras nor sessions
-	cameras  map[fleet.CameraID]*camera
-	leaving  map[fleet.CameraID]*camera // removed, their sources not stopped yet
-	seen     map[fleet.CameraID]int64   // the highest generation, also of cameras long gone
-	cluster  string                     // the etcd cluster that they are of; empty: unknown
-	applied  chan struct{}              // closed, and replaced, when a desired set has been applied
-	suspend  bool                       // the lease has run out
-	running  sync.WaitGroup             // the cameras' goroutines
+	mu        sync.Mutex // guards the rest; taken before a camera's
+	engine    *session.Engine
+	media     netip.AddrPort // while engine runs
+	reached   bool           // the control plane, ever
+	connected bool           // to it, now
+	stopping  bool           // or not running yet: takes neither cameras nor sessions
+	cameras   map[fleet.CameraID]*camera
+	ending    map[fleet.CameraID]*camera // removed, their sources not stopped yet
+	released  releases
+	seen      map[fleet.CameraID]int64 // the highest generation, also of cameras long gone
+	cluster   string                   // the etcd cluster that they are of; empty: unknown
+	applied   chan struct{}            // closed, and replaced, when a desired set has been applied
+	suspend   bool                     // the lease has run out
+	running   sync.WaitGroup           // the cameras and the sessions; none begins while stopping
 }
 
 // New returns a node that does nothing until Run.
@@ -121,9 +149,16 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Capacity.Viewers <= 0 {
 		cfg.Capacity.Viewers = session.DefaultMaxSessions
 	}
+	if cfg.OrphanTimeout <= 0 {
+		cfg.OrphanTimeout = DefaultOrphanTimeout
+	}
+	if cfg.HandOverTimeout <= 0 {
+		cfg.HandOverTimeout = DefaultHandOverTimeout
+	}
 	n := &Node{
-		cfg: cfg, log: cfg.Log.With("node", string(cfg.Node)), bootID: rand.Text(), changes: newChanges(), stopping: true,
-		cameras: make(map[fleet.CameraID]*camera), leaving: make(map[fleet.CameraID]*camera),
+		cfg: cfg, log: cfg.Log.With("node", string(cfg.Node)), bootID: rand.Text(), changes: newChanges(),
+		leaving: make(chan struct{}), stopping: true,
+		cameras: make(map[fleet.CameraID]*camera), ending: make(map[fleet.CameraID]*camera),
 		seen: make(map[fleet.CameraID]int64), applied: make(chan struct{}),
 	}
 	n.metrics = newNodeMetrics(n)
@@ -211,11 +246,17 @@ func tcpNetwork(addr netip.Addr) string {
 }
 
 // Ready returns nil while the node runs and has reached the control plane once;
-// what it has been told it can serve without.
+// what it has been told it can serve without. A node that leaves is not ready,
+// as a load balancer or Kubernetes expects of a process that is about to stop,
+// but it serves: the sessions that it has, and new ones of the cameras that it
+// still has, for gateways reach it by its own address.
 func (n *Node) Ready() error {
+	left := n.left()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	switch {
+	case left:
+		return fmt.Errorf("media node %q is leaving: %w", n.cfg.Node, fleet.Unavailable)
 	case n.stopping:
 		return fmt.Errorf("media node %q is not running: %w", n.cfg.Node, fleet.Unavailable)
 	case !n.reached:
@@ -250,16 +291,4 @@ func (n *Node) list() []*camera {
 	out := slices.Collect(maps.Values(n.cameras))
 	slices.SortFunc(out, func(a, b *camera) int { return strings.Compare(string(a.id), string(b.id)) })
 	return out
-}
-
-// sleep waits for d or until ctx ends, and tells which.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -451,20 +451,6 @@ func TestServerStops(t *testing.T) {
 	}
 }
 
-// A gateway that vanishes is told apart from a node that stops.
-func TestGatewayGone(t *testing.T) {
-	r := newRig(t, simcam.Config{Cameras: []string{"lobby"}}, Config{})
-	r.control.want(r.desired("lobby", 1))
-	r.control.waitApplied(t)
-	w := r.watch(t, lobby(), viewertest.Config{})
-	w.waitFrames(t, 5)
-	w.leave()
-	eventually(t, "the audit line", func() bool { return strings.Contains(r.log.String(), `"msg":"session ended"`) })
-	if !strings.Contains(r.log.String(), `"reason":"gateway gone"`) {
-		t.Error("the audit line does not say that the gateway is gone")
-	}
-}
-
 // The session of a gateway that does not read ends.
 func TestDeafGateway(t *testing.T) {
 	r := newRig(t, simcam.Config{Cameras: []string{"lobby"}}, Config{})

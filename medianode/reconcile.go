@@ -28,12 +28,12 @@ func (n *Node) apply(ctx context.Context, set *controlv1.DesiredSet) *controlv1.
 	n.suspend = false
 	keep := make(map[fleet.CameraID]bool, len(set.GetCameras()))
 	for _, d := range set.GetCameras() {
-		desired, err := fromDesired(d)
-		if desired.ID != "" {
-			keep[desired.ID] = true
+		want, err := fromDesired(d)
+		if want.ID != "" {
+			keep[want.ID] = true
 		}
 		if err == nil {
-			err = n.want(ctx, desired, d.GetGeneration())
+			err = n.want(ctx, want)
 		}
 		if err != nil {
 			result.Errors = append(result.Errors, applyError(d.GetCamera().GetName(), err))
@@ -60,42 +60,74 @@ func applyError(name string, err error) *controlv1.ApplyError {
 }
 
 // want makes one camera as desired. The caller holds n.mu.
-func (n *Node) want(ctx context.Context, desired fleet.Camera, generation int64) error {
-	if seen := n.seen[desired.ID]; generation < seen {
-		return fmt.Errorf("generation %d of camera %q is older than %d: %w", generation, desired.ID, seen, fleet.StaleGeneration)
+func (n *Node) want(ctx context.Context, d desired) error {
+	if seen := n.seen[d.ID]; d.generation < seen {
+		return fmt.Errorf("generation %d of camera %q is older than %d: %w", d.generation, d.ID, seen, fleet.StaleGeneration)
 	}
-	n.seen[desired.ID] = generation
-	if c := n.cameras[desired.ID]; c != nil {
-		c.change(desired, generation)
+	n.seen[d.ID] = d.generation
+	if c := n.cameras[d.ID]; c != nil {
+		c.change(d)
 		c.setSuspended(false)
 		n.changes.add(c.id)
 		return nil
 	}
-	c := newCamera(n, desired, generation)
+	before := n.ending[d.ID]
+	if d.part == partHandOver {
+		if before == nil { // nothing of it is left, or ever was in this process
+			n.released.add(d.ID, d.generation)
+			n.changes.poke()
+		}
+		return nil
+	}
+	n.released.remove(d.ID, d.generation)
+	c := newCamera(n, d)
 	ctx, c.cancel = context.WithCancel(ctx)
-	before := n.leaving[c.id]
 	n.cameras[c.id] = c
 	n.running.Go(func() { c.run(ctx, before) })
 	n.changes.add(c.id)
-	c.log.Info("camera assigned", "generation", generation)
+	c.log.Info("camera assigned", "generation", d.generation, "part", partNames[d.part])
 	return nil
 }
 
+// partNames are the parts in the log.
+var partNames = map[part]string{partTakeOver: "take over", partHandOver: "hand over", partAwaitHandOver: "await hand-over"}
+
 // letGo ends a camera that is no longer in n.cameras, and its sessions with the
-// reason given. The caller holds n.mu.
+// reason given. When its source has ended it is reported as released. The caller
+// holds n.mu.
 func (n *Node) letGo(c *camera, reason fleet.Error) {
 	c.stream.Close(fmt.Errorf("camera %q: %w", c.id, reason))
 	c.cancel()
-	n.leaving[c.id] = c
+	n.ending[c.id] = c
+	generation, _ := c.move()
 	n.running.Go(func() {
 		<-c.done
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if n.leaving[c.id] == c {
-			delete(n.leaving, c.id)
+		if n.ending[c.id] == c {
+			delete(n.ending, c.id)
 		}
+		again := n.cameras[c.id]
+		if again == nil {
+			generation = max(generation, n.seen[c.id]) // it was to be handed over under a later one
+		} else if now, _ := again.move(); now == generation {
+			return
+		}
+		n.released.add(c.id, generation)
+		n.changes.poke()
 	})
 	c.log.Info("camera let go", "reason", string(reason))
+}
+
+// handedOver lets a camera go whose hand-over is complete, or has taken too
+// long.
+func (n *Node) handedOver(c *camera) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cameras[c.id] == c && c.next(time.Now()).handedOver {
+		delete(n.cameras, c.id)
+		n.letGo(c, fleet.CameraMoved)
+	}
 }
 
 // leaseExpired stops pulling the cameras that another node may be about to.
@@ -114,16 +146,16 @@ func (n *Node) leaseExpired() {
 
 // fromDesired checks what the control plane said of a camera. The id is set if
 // it can be read, also with an error.
-func fromDesired(d *controlv1.DesiredCamera) (fleet.Camera, error) {
+func fromDesired(d *controlv1.DesiredCamera) (desired, error) {
 	in := d.GetCamera()
 	id, err := fleet.ParseCameraName(in.GetName())
 	if err != nil {
-		return fleet.Camera{}, err
+		return desired{}, err
 	}
-	out := fleet.Camera{
+	out := desired{generation: d.GetGeneration(), part: d.GetPart(), Camera: fleet.Camera{
 		ID: id, Credentials: fleet.Credentials{Username: in.GetUsername(), Password: d.GetPassword()},
 		IdleTimeout: defaultIdleTimeout, MaxSessions: int(in.GetMaxSessions()),
-	}
+	}}
 	if in.GetPullPolicy() == controlv1.Camera_PULL_POLICY_ON_DEMAND {
 		out.PullPolicy = fleet.PullOnDemand
 	}

@@ -75,9 +75,9 @@ func (c *camera) observe(now time.Time, changed bool) *controlv1.ObservedCamera 
 	return &controlv1.ObservedCamera{Camera: c.id.Name(), Generation: generation, Status: toStatus(status)}
 }
 
-// reportChanges reports the cameras whose state changed.
-func (c *controlStream) reportChanges() error {
-	n, now := c.agent.node, time.Now()
+// reportChanges reports the cameras whose state changed, and those released.
+func (c *controlStream) reportChanges(now time.Time) error {
+	n := c.agent.node
 	var out []*controlv1.ObservedCamera
 	ids := n.changes.take()
 	for _, camera := range n.list() {
@@ -85,7 +85,10 @@ func (c *controlStream) reportChanges() error {
 			out = append(out, camera.observe(now, true))
 		}
 	}
-	return c.report(out, nil)
+	n.mu.Lock()
+	released := n.released.take(now)
+	n.mu.Unlock()
+	return c.report(out, nil, released)
 }
 
 // reportFigures reports the cameras whose figures have moved, and the node's
@@ -102,20 +105,20 @@ func (c *controlStream) reportFigures(now time.Time) error {
 	}
 	if !now.Before(c.load.next) && load.moved(c.load) {
 		c.load = load
-		return c.report(out, load.proto())
+		return c.report(out, load.proto(), nil)
 	}
-	return c.report(out, nil)
+	return c.report(out, nil, nil)
 }
 
 // report sends what there is, in pieces.
-func (c *controlStream) report(cameras []*controlv1.ObservedCamera, load *controlv1.NodeLoad) error {
-	for len(cameras) > 0 || load != nil {
-		part := cameras[:min(len(cameras), maxReported)]
-		m := &controlv1.Report{Cameras: part, Load: load}
+func (c *controlStream) report(cameras []*controlv1.ObservedCamera, load *controlv1.NodeLoad, released []*controlv1.RunningAssignment) error {
+	for len(cameras) > 0 || load != nil || len(released) > 0 {
+		seen, gone := min(len(cameras), maxReported), min(len(released), maxReported)
+		m := &controlv1.Report{Cameras: cameras[:seen], Load: load, Released: released[:gone]}
 		if err := c.send(&controlv1.SyncRequest{Message: &controlv1.SyncRequest_Report{Report: m}}); err != nil {
 			return err
 		}
-		cameras, load = cameras[len(part):], nil
+		cameras, load, released = cameras[seen:], nil, released[gone:]
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ import (
 // most, and only if they have moved.
 func TestObserve(t *testing.T) {
 	n := &Node{log: slog.New(slog.DiscardHandler), changes: newChanges()}
-	c := newCamera(n, fleet.Camera{ID: "lobby"}, 3)
+	c := newCamera(n, desired{Camera: fleet.Camera{ID: "lobby"}, generation: 3})
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	check := func(what string, after time.Duration, changed, want bool) {
 		t.Helper()
@@ -153,7 +153,7 @@ func TestReasons(t *testing.T) {
 
 func TestFromDesired(t *testing.T) {
 	fingerprint := "AB:CD"
-	got, err := fromDesired(&controlv1.DesiredCamera{Password: "p", Camera: &controlv1.Camera{
+	got, err := fromDesired(&controlv1.DesiredCamera{Password: "p", Generation: 4, Part: partTakeOver, Camera: &controlv1.Camera{
 		Name: "cameras/lobby", Username: "u", PullPolicy: controlv1.Camera_PULL_POLICY_ON_DEMAND, MaxSessions: 1,
 		Profiles: []*controlv1.Profile{
 			{Url: "rtsps://a/1", FallbackUrls: []string{"rtsps://b/1"}, Transport: controlv1.Profile_TRANSPORT_UDP, TlsFingerprint: fingerprint},
@@ -170,7 +170,10 @@ func TestFromDesired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b fleet.Credentials) bool { return a == b })); diff != "" {
+	if got.generation != 4 || got.part != partTakeOver {
+		t.Errorf("generation %d, part %v", got.generation, got.part)
+	}
+	if diff := cmp.Diff(want, got.Camera, cmp.Comparer(func(a, b fleet.Credentials) bool { return a == b })); diff != "" {
 		t.Errorf("camera (-want +got):\n%s", diff)
 	}
 }
@@ -259,7 +262,7 @@ func TestLeaseRenewedAtTheLastMoment(t *testing.T) {
 // Figures of the stream go into the status of the profile that is pulled.
 func TestCameraStatus(t *testing.T) {
 	n := &Node{log: slog.New(slog.DiscardHandler), changes: newChanges()}
-	c := newCamera(n, fleet.Camera{ID: "lobby"}, 1)
+	c := newCamera(n, desired{Camera: fleet.Camera{ID: "lobby"}, generation: 1})
 	tracks := []fleet.TrackStatus{{Codec: "H264"}, {Codec: "PCMA"}}
 	c.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Profiles: []fleet.ProfileStatus{{ID: "main", Tracks: tracks}}})
 	// 640 × 360, baseline.

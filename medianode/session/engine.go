@@ -67,7 +67,7 @@ type Config struct {
 	UDP         *udp.Conn    // the socket of all sessions; the engine's from New on
 	TCP         net.Listener // for ICE-TCP, on the same port; the engine's from New on; nil: UDP only
 	Advertise   []netip.Addr // candidates' IP addresses; empty: those that UDP listens on
-	MaxSessions int          // at a time; 0: 1,000, some 2 GB of memory with today's retransmission buffers
+	MaxSessions int          // at a time, and as many orphans; 0: 1,000, some 2 GB of memory with today's retransmission buffers
 	Timeouts    Timeouts
 }
 
@@ -119,7 +119,8 @@ type Engine struct {
 	addrs       []netip.Addr
 
 	mu       sync.Mutex // guards the rest
-	sessions map[*Session]struct{}
+	sessions map[*Session]bool // true: an orphan, see Session.Orphan
+	orphans  int   // of sessions
 	ended    Stats // of sessions that are gone
 	closed   bool
 	opening  sync.WaitGroup // calls of Open with a session; none begins once closed
@@ -152,7 +153,7 @@ func New(cfg Config) (*Engine, error) {
 func newEngine(cfg Config) (*Engine, error) {
 	e := &Engine{
 		log: cfg.Log, conn: cfg.UDP, timeouts: cfg.Timeouts.withDefaults(), maxSessions: cfg.MaxSessions,
-		sessions: make(map[*Session]struct{}),
+		sessions: make(map[*Session]bool),
 	}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
@@ -278,20 +279,36 @@ func (e *Engine) admit(cfg OpenConfig, o *offer, p *plan) (*Session, error) {
 	if e.closed {
 		return nil, fleet.NodeStopping
 	}
-	if len(e.sessions) >= e.maxSessions {
+	if len(e.sessions)-e.orphans >= e.maxSessions {
 		return nil, fmt.Errorf("%w: it has %d, its limit", fleet.NodeFull, e.maxSessions)
 	}
-	e.sessions[s] = struct{}{}
+	e.sessions[s] = false
 	e.opening.Add(1)
 	return s, nil
+}
+
+// orphan is Session.Orphan.
+func (e *Engine) orphan(s *Session) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	orphan, ok := e.sessions[s]
+	if ok && !orphan && e.orphans < e.maxSessions {
+		orphan = true
+		e.sessions[s] = true
+		e.orphans++
+	}
+	return orphan
 }
 
 func (e *Engine) release(s *Session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if _, ok := e.sessions[s]; ok {
+	if orphan, ok := e.sessions[s]; ok {
 		delete(e.sessions, s)
 		e.ended.add(s.Stats())
+		if orphan {
+			e.orphans--
+		}
 	}
 }
 

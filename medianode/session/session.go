@@ -453,6 +453,12 @@ func (s *Stats) add(o Stats) {
 	s.NackRefused += o.NackRefused
 }
 
+// Orphan takes the session out of those that Config.MaxSessions bounds, for its
+// viewer is about to open another that takes its place: a gateway that dies must
+// not fill the node. False: the session has ended, or as many are orphans
+// already.
+func (s *Session) Orphan() bool { return s.engine.orphan(s) }
+
 // Close ends the session: it says goodbye to the viewer, and returns when Run
 // has and all goroutines have ended. It must not be called by OnCandidate or
 // OnStatus.
