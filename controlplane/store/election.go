@@ -3,8 +3,10 @@ package store
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 
@@ -49,13 +51,13 @@ func (s *Store) Campaign(ctx context.Context, name string, ttl time.Duration) (*
 	lease, err := s.client.Grant(grant, seconds(ttl))
 	cancel()
 	if err != nil {
-		return nil, fmt.Errorf("campaign: grant a lease: %w", unavailable(err))
+		return nil, fmt.Errorf("campaign: grant a lease: %w", s.unavailable(grant, err))
 	}
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	session, err := concurrency.NewSession(s.clientOf(life), concurrency.WithLease(lease.ID), concurrency.WithTTL(int(lease.TTL)))
 	if err != nil {
 		end()
-		return nil, fmt.Errorf("campaign: %w", unavailable(err))
+		return nil, fmt.Errorf("campaign: %w", s.unavailable(ctx, err))
 	}
 	election := concurrency.NewElection(session, s.prefix+electionKey)
 	waiting, stop := context.WithCancel(ctx)
@@ -75,16 +77,87 @@ func (s *Store) Campaign(ctx context.Context, name string, ttl time.Duration) (*
 		case <-elected:
 		}
 	}()
+	var depose sync.WaitGroup
+	depose.Go(func() { s.depose(waiting, name) })
 	err = election.Campaign(waiting, name)
 	close(elected)
 	<-done
 	stop()
+	depose.Wait()
 	leader := &Leader{store: s, name: name, session: session, end: end, key: election.Key(), TTL: time.Duration(lease.TTL) * time.Second, Revision: election.Rev()}
 	if err != nil {
 		leader.Resign()
-		return nil, fmt.Errorf("campaign: %w", unavailable(err))
+		return nil, fmt.Errorf("campaign: %w", s.unavailable(ctx, err))
 	}
 	return leader, nil
+}
+
+// deposeEvery is how often a candidate asks whether the leader's process is
+// there.
+const deposeEvery = 100 * time.Millisecond
+
+// depose ends the leadership of a replica whose process is gone, until ctx
+// ends, so that nobody has to wait for its lease: where it listened for its
+// peers, connections are refused twice in a row. That a candidate may be wrong
+// about that costs an election and nothing else: what a deposed leader decides
+// is refused like that of any former one.
+func (s *Store) depose(ctx context.Context, name string) {
+	if s.embedded == nil || s.embedded.peers == nil {
+		return // nobody knows where the others' processes are
+	}
+	tick := time.NewTicker(deposeEvery)
+	defer tick.Stop()
+	refusals := 0
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		holder, err := s.holder(ctx)
+		if err != nil || holder == nil || string(holder.GetValue()) == name {
+			refusals = 0
+			continue
+		}
+		if refusals = refusals + 1; !s.gone(ctx, string(holder.GetValue())) {
+			refusals = 0
+		}
+		if refusals < 2 {
+			continue
+		}
+		call, cancel := s.call(ctx)
+		_, err = s.client.Revoke(call, clientv3.LeaseID(holder.GetLease()))
+		cancel()
+		if err == nil {
+			s.log.Warn("the leader's process is gone", "replica", string(holder.GetValue()))
+		}
+		refusals = 0
+	}
+}
+
+// gone tells whether nobody listens where the member of a name did.
+func (s *Store) gone(ctx context.Context, name string) bool {
+	for _, m := range s.embedded.others() {
+		if m.Name == name {
+			return refused(s.embedded.askMember(ctx, m))
+		}
+	}
+	return false
+}
+
+// holder returns the key of the leader, as far as this member knows; nil: there
+// is none.
+func (s *Store) holder(ctx context.Context) (*mvccpb.KeyValue, error) {
+	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	defer cancel()
+	resp, err := s.client.Get(ctx, s.prefix+electionKey+"/", append(clientv3.WithFirstCreate(), clientv3.WithSerializable())...)
+	if err != nil {
+		return nil, fmt.Errorf("read candidacies: %w", unavailable(err))
+	}
+	if len(resp.Kvs) == 0 {
+		return nil, nil
+	}
+	return resp.Kvs[0], nil
 }
 
 // clientOf returns the client with another life: package concurrency makes
@@ -101,14 +174,14 @@ func (s *Store) withdraw(ctx context.Context, name string) error {
 	defer cancel()
 	resp, err := s.client.Get(ctx, s.prefix+electionKey+"/", clientv3.WithPrefix())
 	if err != nil {
-		return fmt.Errorf("read candidacies: %w", unavailable(err))
+		return fmt.Errorf("read candidacies: %w", s.unavailable(ctx, err))
 	}
 	for _, kv := range resp.Kvs {
 		if string(kv.GetValue()) != name {
 			continue
 		}
 		if _, err := s.client.Delete(ctx, string(kv.GetKey())); err != nil {
-			return fmt.Errorf("withdraw a candidacy: %w", unavailable(err))
+			return fmt.Errorf("withdraw a candidacy: %w", s.unavailable(ctx, err))
 		}
 	}
 	return nil

@@ -100,6 +100,7 @@ const (
 	assignmentsKey = "assignments/"
 	observedKey    = "observed/"
 	electionKey    = "election"
+	membersKey     = "members/"
 )
 
 func (s *Store) cameraKey(id fleet.CameraID) string { return s.prefix + camerasKey + string(id) }

@@ -31,7 +31,7 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
 	defer cancel()
 	resp, err := s.client.Grant(ctx, seconds(ttl))
 	if err != nil {
-		return nil, fmt.Errorf("grant a lease: %w", unavailable(err))
+		return nil, fmt.Errorf("grant a lease: %w", s.unavailable(ctx, err))
 	}
 	return &Lease{store: s, id: resp.ID, TTL: time.Duration(resp.TTL) * time.Second}, nil
 }
@@ -64,7 +64,7 @@ func (l *Lease) Revoke(ctx context.Context) error {
 	ctx, cancel := l.store.call(ctx)
 	defer cancel()
 	if _, err := l.store.client.Revoke(ctx, l.id); err != nil {
-		return fmt.Errorf("revoke lease %x: %w", l.ID(), unavailable(err))
+		return fmt.Errorf("revoke lease %x: %w", l.ID(), l.store.unavailable(ctx, err))
 	}
 	return nil
 }

@@ -36,3 +36,12 @@ func (l *dirLock) release() {
 		_ = l.f.Close() // unlocks
 	}
 }
+
+// probe writes to the disk that the directory is on, and waits until it is
+// there.
+func (l *dirLock) probe() error {
+	if _, err := l.f.WriteAt([]byte{'\n'}, 0); err != nil {
+		return err
+	}
+	return l.f.Sync()
+}

@@ -2,8 +2,12 @@ package store
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 
 	"go.uber.org/zap"
@@ -18,17 +22,62 @@ var hushed = []string{
 	"Failed to detect schema version",  // at a member's first start; there is none yet
 }
 
-// newZapLogger returns a logger for etcd that passes warnings and errors on,
-// and a function that silences it.
-func newZapLogger(log *slog.Logger) (*zap.Logger, func()) {
-	core := &slogCore{log: log.With("component", "etcd"), muted: new(atomic.Bool)}
-	return zap.New(core), func() { core.muted.Store(true) }
+// etcdLog is what etcd logs to.
+type etcdLog struct {
+	// Static after newEtcdLog.
+	slog  *slog.Logger
+	zap   *zap.Logger
+	fatal *fatalHook
+
+	muted   *atomic.Bool
+	removed *atomic.Bool // whether etcd said that its member was removed
+}
+
+// newEtcdLog returns a logger for etcd that passes warnings and errors on.
+func newEtcdLog(log *slog.Logger) *etcdLog {
+	l := &etcdLog{
+		slog:    log.With("component", "etcd"),
+		fatal:   &fatalHook{failed: make(chan struct{})},
+		muted:   new(atomic.Bool),
+		removed: new(atomic.Bool),
+	}
+	core := &slogCore{log: l.slog, muted: l.muted, removed: l.removed}
+	l.zap = zap.New(core, zap.WithFatalHook(l.fatal), zap.WithPanicHook(l.fatal))
+	return l
+}
+
+// mute silences it.
+func (l *etcdLog) mute() { l.muted.Store(true) }
+
+// fatalHook is run when etcd logs something after which it can't go on, as a
+// write to its log that failed. By itself it would end the process on the spot;
+// so the goroutine that must not go on is stopped for ever instead, and
+// everybody else learns of it.
+type fatalHook struct {
+	once   sync.Once
+	failed chan struct{} // closed by OnWrite
+	err    error         // written before failed is closed
+}
+
+// OnWrite does not return.
+func (h *fatalHook) OnWrite(ce *zapcore.CheckedEntry, fields []zapcore.Field) {
+	h.once.Do(func() {
+		h.err = errors.New(ce.Message)
+		for _, f := range fields {
+			if err, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
+				h.err = fmt.Errorf("%s: %w", ce.Message, err)
+			}
+		}
+		close(h.failed)
+	})
+	select {}
 }
 
 // slogCore is a zapcore.Core that writes to slog.
 type slogCore struct {
-	log   *slog.Logger
-	muted *atomic.Bool
+	log     *slog.Logger
+	muted   *atomic.Bool
+	removed *atomic.Bool
 }
 
 // Enabled tells whether entries of a level are passed on.
@@ -38,7 +87,7 @@ func (c *slogCore) Enabled(l zapcore.Level) bool {
 
 // With returns a core whose entries all have the fields.
 func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return &slogCore{log: slog.New(c.log.Handler().WithAttrs(attrs(fields))), muted: c.muted}
+	return &slogCore{log: slog.New(c.log.Handler().WithAttrs(attrs(fields))), muted: c.muted, removed: c.removed}
 }
 
 // Check adds the core to an entry that is to be written.
@@ -51,6 +100,11 @@ func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Che
 
 // Write writes an entry.
 func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	for _, f := range fields {
+		if err, ok := f.Interface.(error); ok && e.Message == "server error" && strings.Contains(err.Error(), "permanently removed") {
+			c.removed.Store(true)
+		}
+	}
 	level := slog.LevelWarn
 	if e.Level > zapcore.WarnLevel {
 		level = slog.LevelError

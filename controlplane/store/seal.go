@@ -92,7 +92,7 @@ func (s *Store) openKey(ctx context.Context, cfg Config) error {
 	checkKey := s.prefix + keyCheckName
 	got, err := s.client.Get(ctx, checkKey)
 	if err != nil {
-		return fmt.Errorf("read from etcd: %w", unavailable(err))
+		return fmt.Errorf("read from etcd: %w", s.unavailable(ctx, err))
 	}
 	s.cluster = got.Header.GetClusterId()
 	path := cfg.KeyFile
@@ -114,7 +114,7 @@ func (s *Store) openKey(ctx context.Context, cfg Config) error {
 		Else(clientv3.OpGet(checkKey)).
 		Commit()
 	if err != nil {
-		return fmt.Errorf("write to etcd: %w", unavailable(err))
+		return fmt.Errorf("write to etcd: %w", s.unavailable(ctx, err))
 	}
 	if resp.Succeeded {
 		return nil

@@ -14,6 +14,7 @@
 //	drains/{node}          a node being drained
 //	assignments/{camera}   the leader's decision: which node, which generation
 //	observed/{camera}      what the camera's node last reported
+//	members/{id}           how a replica of several is; goes with its lease
 //	election/…             candidates for leadership, by etcd's recipe
 //	meta/key-check         tells a wrong key file from the right one
 //
@@ -45,8 +46,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-
-	"fanlight/internal/fleet"
 )
 
 // callTimeout bounds a call to etcd whose caller set no earlier deadline.
@@ -77,6 +76,16 @@ type Config struct {
 	// made if it is missing and nothing was ever sealed. With Endpoints it must
 	// be given.
 	KeyFile string
+
+	// MinFreeDisk is how many bytes must be free in DataDir's file system; with
+	// less, operators' writes are refused with [fleet.StoreFull]. 0: 128 MiB.
+	// Negative: none.
+	MinFreeDisk int64
+	// Quota is how many bytes the embedded etcd's database may have on disk.
+	// 0: 8 GiB.
+	Quota int64
+	// Version is what other replicas are told that this one runs.
+	Version string
 }
 
 // Member is an embedded etcd member that has others. The zero value of a field
@@ -93,6 +102,11 @@ type Member struct {
 	Join bool
 	// Token tells clusters apart that could reach each other. Empty: "fanlight".
 	Token string
+	// Election is how long members wait for a leader that has gone silent, before
+	// they elect another; twice that at most. It must be the same for all, and be
+	// long against their round trips and their disks' pauses. 0: 500 ms. Less
+	// than 100 ms is 100 ms.
+	Election time.Duration
 
 	// The PEM files for mutual TLS between members. Required for https.
 	CertFile, KeyFile, CAFile string
@@ -104,13 +118,17 @@ type Store struct {
 	log      *slog.Logger
 	client   *clientv3.Client
 	embedded *embedded // nil: etcd is elsewhere
+	health   *health   // nil: etcd is elsewhere
 	prefix   string
 	sealer   *sealer
 	cluster  uint64
 	name     string
+	version  string
 
-	closeOnce sync.Once
-	closeErr  error
+	stop       context.CancelFunc // ends what background has; nil: nothing
+	background sync.WaitGroup
+	closeOnce  sync.Once
+	closeErr   error
 }
 
 // Open starts the embedded etcd or connects to the endpoints, and waits until
@@ -125,7 +143,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{log: cfg.Log, prefix: cfg.Prefix}
+	s := &Store{log: cfg.Log, prefix: cfg.Prefix, version: cfg.Version}
 	if err := s.open(ctx, cfg); err != nil {
 		_ = s.Close() // the error is open's
 		return nil, fmt.Errorf("open store: %w", err)
@@ -150,10 +168,10 @@ func (cfg *Config) check() error {
 }
 
 func (s *Store) open(ctx context.Context, cfg Config) error {
-	logger, mute := newZapLogger(cfg.Log)
+	log := newEtcdLog(cfg.Log)
 	endpoints := cfg.Endpoints
 	if cfg.DataDir != "" {
-		e, err := startEmbedded(ctx, cfg, logger, mute)
+		e, err := startEmbedded(ctx, cfg, log)
 		if err != nil {
 			return err
 		}
@@ -170,18 +188,61 @@ func (s *Store) open(ctx context.Context, cfg Config) error {
 		DialKeepAliveTime:    2 * time.Second,
 		DialKeepAliveTimeout: 2 * time.Second,
 		Context:              context.WithoutCancel(ctx),
-		Logger:               logger,
+		Logger:               log.zap,
 	})
 	if err != nil {
 		return fmt.Errorf("connect to etcd: %w", unavailable(err))
 	}
 	s.client = client
-	return s.openKey(ctx, cfg)
+	if s.embedded == nil {
+		return s.openKey(ctx, cfg)
+	}
+	s.health = newHealth(cfg.Log, s.embedded, cfg.MinFreeDisk)
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	s.background.Go(func() { s.health.run(life) })
+	if err := s.awaitVote(ctx); err != nil {
+		return err
+	}
+	if err := s.openKey(ctx, cfg); err != nil {
+		return err
+	}
+	if err := s.moved(ctx, cfg.Member); err != nil {
+		return err
+	}
+	s.background.Go(func() { (&maintainer{store: s}).run(life) })
+	return nil
+}
+
+// awaitVote waits until a member that was added has caught up: until then it
+// answers nobody.
+func (s *Store) awaitVote(ctx context.Context) error {
+	if !s.embedded.etcd.Server.IsLearner() {
+		return nil
+	}
+	s.log.Info("catching up with the other members", "member", s.name)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for s.embedded.etcd.Server.IsLearner() {
+		select {
+		case <-tick.C:
+		case <-s.embedded.failed:
+			return s.embedded.err
+		case <-ctx.Done():
+			return fmt.Errorf("this member has not caught up with the others: %w", context.Cause(ctx))
+		}
+	}
+	return nil
 }
 
 // Close ends the connection, and the embedded etcd. Calls under way fail.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
+		if s.stop != nil {
+			s.stop()
+			s.background.Wait()
+			s.health.close()
+		}
 		if s.client != nil {
 			if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
 				s.closeErr = fmt.Errorf("close etcd client: %w", err)
@@ -228,15 +289,12 @@ func (s *Store) MemberName() string { return s.name }
 // another.
 func (s *Store) ClusterID() uint64 { return s.cluster }
 
-// call bounds one call to etcd.
+// call bounds one call to etcd. It ends as soon as the store is known not to
+// answer, with what [Store.unavailable] makes of it.
 func (s *Store) call(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, callTimeout)
-}
-
-// unavailable wraps an error of etcd in [fleet.Unavailable], except a context's.
-func unavailable(err error) error {
-	if errors.Is(err, context.Canceled) {
-		return err
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	if s.health == nil {
+		return ctx, cancel
 	}
-	return fmt.Errorf("%w: %w", fleet.Unavailable, err)
+	return s.health.follow(ctx, cancel)
 }

@@ -30,7 +30,7 @@ func (s *Store) Load(ctx context.Context) ([]Entry, int64, error) {
 			clientv3.WithRange(end), clientv3.WithLimit(loadPage), clientv3.WithRev(revision))
 		cancel()
 		if err != nil {
-			return nil, 0, fmt.Errorf("load from etcd: %w", unavailable(err))
+			return nil, 0, fmt.Errorf("load from etcd: %w", s.unavailable(page, err))
 		}
 		if revision == 0 {
 			revision = resp.Header.GetRevision()
@@ -98,7 +98,7 @@ func (s *Store) watch(ctx context.Context, after int64, ask <-chan time.Time, ha
 		select {
 		case <-ask:
 			if err := s.client.RequestProgress(ctx); err != nil && ctx.Err() == nil {
-				return fmt.Errorf("watch etcd: %w", unavailable(err))
+				return fmt.Errorf("watch etcd: %w", s.unavailable(ctx, err))
 			}
 		case resp, ok := <-responses:
 			switch err := watchError(ctx, resp, ok); {
@@ -162,7 +162,7 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 	defer cancel()
 	resp, err := s.client.Get(ctx, s.prefix, clientv3.WithCountOnly())
 	if err != nil {
-		return 0, fmt.Errorf("read from etcd: %w", unavailable(err))
+		return 0, fmt.Errorf("read from etcd: %w", s.unavailable(ctx, err))
 	}
 	return resp.Header.GetRevision(), nil
 }
@@ -174,7 +174,7 @@ func (s *Store) Compact(ctx context.Context, revision int64) error {
 	defer cancel()
 	_, err := s.client.Compact(ctx, revision)
 	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
-		return fmt.Errorf("compact etcd: %w", unavailable(err))
+		return fmt.Errorf("compact etcd: %w", s.unavailable(ctx, err))
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ func (s *Store) txn(ctx context.Context, op clientv3.Op) (*clientv3.TxnResponse,
 	defer cancel()
 	resp, err := s.client.Do(ctx, op)
 	if err != nil {
-		return nil, fmt.Errorf("write to etcd: %w", unavailable(err))
+		return nil, fmt.Errorf("write to etcd: %w", s.unavailable(ctx, err))
 	}
 	return resp.Txn(), nil
 }
@@ -101,6 +101,9 @@ func (s *Store) txn(ctx context.Context, op clientv3.Op) (*clientv3.TxnResponse,
 // CreateCameras stores cameras with distinct ids. It returns the revision of
 // each, 0 for those that exist already.
 func (s *Store) CreateCameras(ctx context.Context, cameras []*Camera) ([]int64, error) {
+	if err := s.admit(); err != nil {
+		return nil, err
+	}
 	writes := make([]write, len(cameras))
 	for i, c := range cameras {
 		value, err := c.encode()
@@ -123,7 +126,7 @@ func (s *Store) Camera(ctx context.Context, id fleet.CameraID) (*Camera, error) 
 	defer cancel()
 	resp, err := s.client.Get(ctx, s.cameraKey(id))
 	if err != nil {
-		return nil, fmt.Errorf("read camera %q: %w", id, unavailable(err))
+		return nil, fmt.Errorf("read camera %q: %w", id, s.unavailable(ctx, err))
 	}
 	if len(resp.Kvs) == 0 {
 		return nil, fmt.Errorf("camera %q: %w", id, fleet.CameraNotFound)
@@ -139,6 +142,9 @@ func (s *Store) Camera(ctx context.Context, id fleet.CameraID) (*Camera, error) 
 // returns the new one. The error wraps [fleet.ETagMismatch] if the camera was
 // changed or deleted since.
 func (s *Store) UpdateCamera(ctx context.Context, c *Camera) (int64, error) {
+	if err := s.admit(); err != nil {
+		return 0, err
+	}
 	value, err := c.encode()
 	if err != nil {
 		return 0, err
@@ -189,6 +195,9 @@ func (s *Store) DeleteCamera(ctx context.Context, id fleet.CameraID, revision in
 
 // PutDrain stores the order to empty a node, and returns its revision.
 func (s *Store) PutDrain(ctx context.Context, node fleet.NodeID, d *controlv1.Drain) (int64, error) {
+	if err := s.admit(); err != nil {
+		return 0, err
+	}
 	value, err := encode(d)
 	if err != nil {
 		return 0, err

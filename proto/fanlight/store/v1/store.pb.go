@@ -285,11 +285,121 @@ func (x *Assignment) GetMoveTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// Replica is the value of members/{id}: what a replica of the control plane
+// last said of itself, with its lease; of one that was never started, the name.
+type Replica struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, as in --name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The version of fanlight that it runs.
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// How it is.
+	State v1.Member_State `protobuf:"varint,3,opt,name=state,proto3,enum=fanlight.control.v1.Member_State" json:"state,omitempty"`
+	// The state in a sentence.
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// Bytes of its database on disk.
+	DbSize int64 `protobuf:"varint,5,opt,name=db_size,json=dbSize,proto3" json:"db_size,omitempty"`
+	// Bytes of that which are in use.
+	DbInUse int64 `protobuf:"varint,6,opt,name=db_in_use,json=dbInUse,proto3" json:"db_in_use,omitempty"`
+	// Bytes that are free in its data directory's file system.
+	DiskFree int64 `protobuf:"varint,7,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"`
+	// When it said so.
+	ReportTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=report_time,json=reportTime,proto3" json:"report_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replica) Reset() {
+	*x = Replica{}
+	mi := &file_fanlight_store_v1_store_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replica) ProtoMessage() {}
+
+func (x *Replica) ProtoReflect() protoreflect.Message {
+	mi := &file_fanlight_store_v1_store_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replica.ProtoReflect.Descriptor instead.
+func (*Replica) Descriptor() ([]byte, []int) {
+	return file_fanlight_store_v1_store_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Replica) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Replica) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Replica) GetState() v1.Member_State {
+	if x != nil {
+		return x.State
+	}
+	return v1.Member_State(0)
+}
+
+func (x *Replica) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Replica) GetDbSize() int64 {
+	if x != nil {
+		return x.DbSize
+	}
+	return 0
+}
+
+func (x *Replica) GetDbInUse() int64 {
+	if x != nil {
+		return x.DbInUse
+	}
+	return 0
+}
+
+func (x *Replica) GetDiskFree() int64 {
+	if x != nil {
+		return x.DiskFree
+	}
+	return 0
+}
+
+func (x *Replica) GetReportTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReportTime
+	}
+	return nil
+}
+
 var File_fanlight_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_fanlight_store_v1_store_proto_rawDesc = "" +
 	"\n" +
-	"\x1dfanlight/store/v1/store.proto\x12\x11fanlight.store.v1\x1a fanlight/control/v1/camera.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x01\n" +
+	"\x1dfanlight/store/v1/store.proto\x12\x11fanlight.store.v1\x1a fanlight/control/v1/camera.proto\x1a!fanlight/control/v1/cluster.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x01\n" +
 	"\x06Camera\x123\n" +
 	"\x06camera\x18\x01 \x01(\v2\x1b.fanlight.control.v1.CameraR\x06camera\x12'\n" +
 	"\x0fsealed_password\x18\x02 \x01(\fR\x0esealedPassword\x12*\n" +
@@ -314,7 +424,17 @@ const file_fanlight_store_v1_store_proto_rawDesc = "" +
 	"\x10MOVE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fMOVE_WARMING\x10\x01\x12\x10\n" +
 	"\fMOVE_SERVING\x10\x02\x12\x12\n" +
-	"\x0eMOVE_RELEASING\x10\x03B*Z(fanlight/proto/fanlight/store/v1;storev1b\x06proto3"
+	"\x0eMOVE_RELEASING\x10\x03\"\x99\x02\n" +
+	"\aReplica\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x127\n" +
+	"\x05state\x18\x03 \x01(\x0e2!.fanlight.control.v1.Member.StateR\x05state\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x17\n" +
+	"\adb_size\x18\x05 \x01(\x03R\x06dbSize\x12\x1a\n" +
+	"\tdb_in_use\x18\x06 \x01(\x03R\adbInUse\x12\x1b\n" +
+	"\tdisk_free\x18\a \x01(\x03R\bdiskFree\x12;\n" +
+	"\vreport_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"reportTimeB*Z(fanlight/proto/fanlight/store/v1;storev1b\x06proto3"
 
 var (
 	file_fanlight_store_v1_store_proto_rawDescOnce sync.Once
@@ -329,26 +449,30 @@ func file_fanlight_store_v1_store_proto_rawDescGZIP() []byte {
 }
 
 var file_fanlight_store_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fanlight_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_fanlight_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_fanlight_store_v1_store_proto_goTypes = []any{
 	(Assignment_Move)(0),          // 0: fanlight.store.v1.Assignment.Move
 	(*Camera)(nil),                // 1: fanlight.store.v1.Camera
 	(*Assignment)(nil),            // 2: fanlight.store.v1.Assignment
-	(*v1.Camera)(nil),             // 3: fanlight.control.v1.Camera
-	(v1.Reason)(0),                // 4: fanlight.control.v1.Reason
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*Replica)(nil),               // 3: fanlight.store.v1.Replica
+	(*v1.Camera)(nil),             // 4: fanlight.control.v1.Camera
+	(v1.Reason)(0),                // 5: fanlight.control.v1.Reason
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(v1.Member_State)(0),          // 7: fanlight.control.v1.Member.State
 }
 var file_fanlight_store_v1_store_proto_depIdxs = []int32{
-	3, // 0: fanlight.store.v1.Camera.camera:type_name -> fanlight.control.v1.Camera
-	4, // 1: fanlight.store.v1.Assignment.reason:type_name -> fanlight.control.v1.Reason
-	5, // 2: fanlight.store.v1.Assignment.assign_time:type_name -> google.protobuf.Timestamp
+	4, // 0: fanlight.store.v1.Camera.camera:type_name -> fanlight.control.v1.Camera
+	5, // 1: fanlight.store.v1.Assignment.reason:type_name -> fanlight.control.v1.Reason
+	6, // 2: fanlight.store.v1.Assignment.assign_time:type_name -> google.protobuf.Timestamp
 	0, // 3: fanlight.store.v1.Assignment.move:type_name -> fanlight.store.v1.Assignment.Move
-	5, // 4: fanlight.store.v1.Assignment.move_time:type_name -> google.protobuf.Timestamp
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	6, // 4: fanlight.store.v1.Assignment.move_time:type_name -> google.protobuf.Timestamp
+	7, // 5: fanlight.store.v1.Replica.state:type_name -> fanlight.control.v1.Member.State
+	6, // 6: fanlight.store.v1.Replica.report_time:type_name -> google.protobuf.Timestamp
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_fanlight_store_v1_store_proto_init() }
@@ -362,7 +486,7 @@ func file_fanlight_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fanlight_store_v1_store_proto_rawDesc), len(file_fanlight_store_v1_store_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
