@@ -12,6 +12,8 @@
     }
   };
 
+  window.fanlightConnections = connections;
+
   // What the players said last, by camera.
   const said = new Map();
   window.addEventListener("fanlight-state", ({ detail }) => said.set(detail.camera, detail));
