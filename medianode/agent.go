@@ -135,7 +135,7 @@ func (a *agent) sync(ctx context.Context) (welcomed bool, err error) {
 	err = c.run(ctx, messages, failed)
 	a.node.metrics.control(false)
 	if c.welcomed {
-		a.node.setConnected(false)
+		a.node.lost()
 		a.lease.lost(c.heard)
 	}
 	return c.welcomed, err
@@ -260,7 +260,7 @@ func (n *Node) hello() *controlv1.Hello {
 func (n *Node) welcome(cluster string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.reached, n.connected = true, true
+	n.reached, n.away = true, time.Time{}
 	if cluster == "" || cluster == n.cluster {
 		return
 	}
@@ -272,10 +272,11 @@ func (n *Node) welcome(cluster string) {
 	n.cluster = cluster
 }
 
-func (n *Node) setConnected(v bool) {
+// lost notes that there is no control stream any more.
+func (n *Node) lost() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.connected = v
+	n.away = time.Now()
 }
 
 // lease tells when the node's lease may have run out: its time after the control

@@ -36,29 +36,30 @@ func (n *Node) Leave(ctx context.Context) error {
 	n.mu.Unlock()
 	tick := time.NewTicker(leaveCheck)
 	defer tick.Stop()
-	var last, logged moves
-	moved, said := time.Now(), time.Time{}
+	last, logged := moves{cameras: -1}, moves{}
+	var moved, said time.Time
 	for {
 		now, d := time.Now(), n.departure()
-		if d.moves != last || d.underWay() {
+		switch {
+		case d.moves != last || d.underWay():
 			moved, last = now, d.moves
+		case !d.connected && d.away.Before(moved):
+			moved = d.away // it has been waited for already
 		}
 		switch {
 		case d.done():
-			n.log.Info("left: no camera remains")
+			n.log.Info("node has left")
 			return nil
 		case now.Sub(moved) >= leaveStall:
-			n.log.LogAttrs(ctx, slog.LevelWarn, "leaving, but nothing moves", d.attrs()...)
-			return fmt.Errorf("leave with %d cameras: %s: %w", d.moves.cameras, d.stall(), fleet.Unavailable)
+			return fmt.Errorf("leave with %d cameras and %d viewers: %s: %w", d.moves.cameras, d.viewers, d.stall(), fleet.Unavailable)
 		case d.moves != logged && now.Sub(said) >= leaveLog:
-			n.log.LogAttrs(ctx, slog.LevelInfo, "leaving", d.attrs()...)
+			n.log.LogAttrs(ctx, slog.LevelInfo, "node leaving", d.attrs()...)
 			logged, said = d.moves, now
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			n.log.LogAttrs(context.WithoutCancel(ctx), slog.LevelWarn, "leaving was ended", d.attrs()...)
-			return fmt.Errorf("leave with %d cameras: %w", d.moves.cameras, context.Cause(ctx))
+			return fmt.Errorf("leave with %d cameras and %d viewers: %w", d.moves.cameras, d.viewers, context.Cause(ctx))
 		}
 	}
 }
@@ -77,8 +78,9 @@ func (n *Node) left() bool {
 type departure struct {
 	moves     moves
 	viewers   int
-	unsaid    int // releases
-	connected bool
+	unsaid    int       // releases
+	connected bool      // to the control plane
+	away      time.Time // since when not
 	stopped   bool
 }
 
@@ -93,7 +95,7 @@ type moves struct {
 func (n *Node) departure() departure {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	d := departure{connected: n.connected, stopped: n.stopping, unsaid: n.released.unsaid()}
+	d := departure{connected: n.away.IsZero(), away: n.away, stopped: n.stopping, unsaid: n.released.unsaid()}
 	d.moves.cameras, d.moves.ending = len(n.cameras), len(n.ending)
 	for _, c := range n.cameras {
 		c.mu.Lock()

@@ -327,7 +327,7 @@ func (m *nodeMetrics) sampleNode(k metrics.Sink) {
 	k.Bool(l.connected, connected)
 	k.Put(l.changed, float64(changed.UnixMilli())/1000)
 	k.Bool(l.expired, expired)
-	k.Bool(l.leaving, stopping)
+	k.Bool(l.leaving, stopping || n.left())
 	capacity := n.cfg.Capacity
 	k.Put(l.maxSessions, float64(capacity.Viewers))
 	for _, limit := range []struct {

@@ -116,20 +116,20 @@ type Node struct {
 	metrics *nodeMetrics
 	leaving chan struct{} // closed by Leave
 
-	mu        sync.Mutex // guards the rest; taken before a camera's
-	engine    *session.Engine
-	media     netip.AddrPort // while engine runs
-	reached   bool           // the control plane, ever
-	connected bool           // to it, now
-	stopping  bool           // or not running yet: takes neither cameras nor sessions
-	cameras   map[fleet.CameraID]*camera
-	ending    map[fleet.CameraID]*camera // removed, their sources not stopped yet
-	released  releases
-	seen      map[fleet.CameraID]int64 // the highest generation, also of cameras long gone
-	cluster   string                   // the etcd cluster that they are of; empty: unknown
-	applied   chan struct{}            // closed, and replaced, when a desired set has been applied
-	suspend   bool                     // the lease has run out
-	running   sync.WaitGroup           // the cameras and the sessions; none begins while stopping
+	mu       sync.Mutex // guards the rest; taken before a camera's
+	engine   *session.Engine
+	media    netip.AddrPort // while engine runs
+	reached  bool           // the control plane, ever
+	away     time.Time      // since when there has been no control stream; zero: there is one
+	stopping bool           // or not running yet: takes neither cameras nor sessions
+	cameras  map[fleet.CameraID]*camera
+	ending   map[fleet.CameraID]*camera // removed, their sources not stopped yet
+	released releases
+	seen     map[fleet.CameraID]int64 // the highest generation, also of cameras long gone
+	cluster  string                   // the etcd cluster that they are of; empty: unknown
+	applied  chan struct{}            // closed, and replaced, when a desired set has been applied
+	suspend  bool                     // the lease has run out
+	running  sync.WaitGroup           // the cameras and the sessions; none begins while stopping
 }
 
 // New returns a node that does nothing until Run.
@@ -157,7 +157,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, log: cfg.Log.With("node", string(cfg.Node)), bootID: rand.Text(), changes: newChanges(),
-		leaving: make(chan struct{}), stopping: true,
+		leaving: make(chan struct{}), stopping: true, away: time.Now(),
 		cameras: make(map[fleet.CameraID]*camera), ending: make(map[fleet.CameraID]*camera),
 		seen: make(map[fleet.CameraID]int64), applied: make(chan struct{}),
 	}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -116,31 +117,47 @@ func (f *nodeFlags) run(n *medianode.Node) func(context.Context) error {
 	}
 }
 
+// mediaNode is the settings of a process that is a node.
+type mediaNode struct {
+	node    nodeFlags
+	control controlFlags
+	sec     security
+	metrics observed
+	grpc    string
+	session string        // what gateways are told
+	drain   time.Duration // how long it takes leave, at most
+}
+
 func newMediaNode(a *app) *cobra.Command {
-	var f nodeFlags
-	var control controlFlags
-	var sec security
-	var metrics observed
-	var grpcAddr, session string
+	var f mediaNode
 	cmd := &cobra.Command{
 		Use:   "medianode",
 		Short: "Run a media node",
 		Long: `Run a media node: it pulls the cameras that the control plane assigns to it and
 sends them to browsers. Its certificate (--tls-cert) is also what it shows to
-control planes, and names it: issue it with the role node.`,
+control planes, and names it: issue it with the role node.
+
+SIGTERM and SIGINT drain it: its cameras move to other nodes, viewers follow them,
+and it stops when it has none left, when nothing moves for 5 s, as where there is
+no other node, or after --drain-timeout. A second signal stops it at once.`,
 		Example: "  fanlight medianode --node node-1 --control-plane 127.0.0.1:9090 --grpc 127.0.0.1:9091 --media 127.0.0.1:8189",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.runMediaNode(cmd.Context(), &f, &control, &sec, &metrics, grpcAddr, session)
+			if f.drain < 0 {
+				return usagef("--drain-timeout %v: must not be negative", f.drain)
+			}
+			return a.runMediaNode(cmd.Context(), &f)
 		},
 	}
-	f.flags(cmd.Flags(), "", "the node's `name` in the fleet (default: that in its certificate)")
-	control.flags(cmd.Flags())
-	sec.flags(cmd.Flags())
-	metrics.flags(cmd.Flags(), nodeMetrics)
-	cmd.Flags().StringVar(&grpcAddr, "grpc", "127.0.0.1:9091", "`address` for gateways")
-	cmd.Flags().StringVar(&session, "advertise-grpc", "", "`host:port` at which gateways reach --grpc, where it is another")
-	a.logFlags(cmd.Flags())
+	fl := cmd.Flags()
+	f.node.flags(fl, "", "the node's `name` in the fleet (default: that in its certificate)")
+	f.control.flags(fl)
+	f.sec.flags(fl)
+	f.metrics.flags(fl, nodeMetrics)
+	fl.StringVar(&f.grpc, "grpc", "127.0.0.1:9091", "`address` for gateways")
+	fl.StringVar(&f.session, "advertise-grpc", "", "`host:port` at which gateways reach --grpc, where it is another")
+	fl.DurationVar(&f.drain, "drain-timeout", 2*time.Minute, "how long a signal lets cameras move to other nodes before the node stops (0: it stops at once)")
+	a.logFlags(fl)
 	return cmd
 }
 
@@ -172,45 +189,46 @@ func (f *nodeFlags) nameFromCertificate(sec *security) error {
 	return nil
 }
 
-func (a *app) runMediaNode(ctx context.Context, f *nodeFlags, control *controlFlags, sec *security, metrics *observed, grpcAddr, session string) error {
+func (a *app) runMediaNode(ctx context.Context, f *mediaNode) error {
 	log, err := a.logger()
 	if err != nil {
 		return err
 	}
-	if err := f.nameFromCertificate(sec); err != nil {
+	if err := f.node.nameFromCertificate(&f.sec); err != nil {
 		return err
 	}
-	if err := sec.exposure("grpc", grpcAddr, sec.needTLS(), sec.needPeers()); err != nil {
+	if err := f.sec.exposure("grpc", f.grpc, f.sec.needTLS(), f.sec.needPeers()); err != nil {
 		return err
 	}
-	if err := metrics.check(sec); err != nil {
+	if err := f.metrics.check(&f.sec); err != nil {
 		return err
 	}
-	if err := metrics.start(log, sec, nil); err != nil {
+	if err := f.metrics.start(log, &f.sec, nil); err != nil {
 		return err
 	}
-	server, err := sec.rpcServer(log, medianode.Services)
+	server, err := f.sec.rpcServer(log, medianode.Services)
 	if err != nil {
 		return err
 	}
-	dialer, err := sec.dialer(log, controlPlanes())
+	dialer, err := f.sec.dialer(log, controlPlanes())
 	if err != nil {
 		return err
 	}
-	cc, err := control.dial(dialer)
+	cc, err := f.control.dial(dialer)
 	if err != nil {
 		return err
 	}
 	defer quietClose(cc)
-	lis, err := service.Listen(ctx, "grpc", grpcAddr)
+	lis, err := service.Listen(ctx, "grpc", f.grpc)
 	if err != nil {
 		return err
 	}
 	defer quietClose(lis) // closed by Serve already, unless the start failed
-	if session, err = sessionAddress(lis.Addr(), session); err != nil {
+	session, err := sessionAddress(lis.Addr(), f.session)
+	if err != nil {
 		return err
 	}
-	cfg, err := f.config(log, cc, session)
+	cfg, err := f.node.config(log, cc, session)
 	if err != nil {
 		return err
 	}
@@ -219,24 +237,38 @@ func (a *app) runMediaNode(ctx context.Context, f *nodeFlags, control *controlFl
 		return usageError{err}
 	}
 	node.Register(server)
-	warnOpen(log, sec.anyone(), false)
-	ctx, release := service.SignalContext(ctx, log)
+	warnOpen(log, f.sec.anyone(), false)
+	ctx, release := f.signals(ctx, log, node)
 	defer release()
 	var g service.Group
-	if err := metrics.registry.Register(node.Metrics()); err != nil {
+	if err := f.metrics.registry.Register(node.Metrics()); err != nil {
 		return err
 	}
-	observing, err := metrics.serve(ctx, log, sec, &g)
+	observing, err := f.metrics.serve(ctx, log, &f.sec, &g)
 	if err != nil {
 		return err
 	}
 	defer quietClose(observing)
-	g.Add("node", f.run(node))
+	g.Add("node", f.node.run(node))
 	g.Add("grpc", func(ctx context.Context) error { return server.Serve(ctx, lis) })
 	g.Add("announcement", func(ctx context.Context) error {
-		return a.announce(ctx, []func() error{node.Ready}, fmt.Sprintf("node %s ready", f.node))
+		return a.announce(ctx, []func() error{node.Ready}, fmt.Sprintf("node %s ready", f.node.node))
 	})
 	return g.Run(ctx)
+}
+
+// signals returns a context that ends when the node is to stop.
+func (f *mediaNode) signals(ctx context.Context, log *slog.Logger, node *medianode.Node) (context.Context, func()) {
+	if f.drain == 0 {
+		return service.SignalContext(ctx, log)
+	}
+	return service.DrainContext(ctx, log, func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, f.drain)
+		defer cancel()
+		if err := node.Leave(ctx); err != nil { // no failure: the process was asked to stop
+			log.Warn("stopping before all cameras have moved", "error", err)
+		}
+	})
 }
 
 // sessionAddress returns what gateways are told: the listener's address, if

@@ -49,6 +49,8 @@ func (l leakChecked) Run() int {
 //	stop NAME               SIGTERM; it must end within 5 s with code 0. What it
 //	                        wrote is in NAME.log (errors) and NAME.out
 //	crash NAME              kill -9
+//	terminate NAME          SIGTERM alone
+//	await NAME              it must end by itself within 30 s with code 0
 //	rc CODE CMD…            run a command that must end with that code
 //	eventually PATTERN CMD… run a command until its output matches
 //	absent TEXT PATH…       no file under the paths may have the text in it
@@ -76,6 +78,18 @@ func TestScripts(t *testing.T) {
 			},
 			"crash": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(of(ts)[args[0]].end(syscall.SIGKILL))
+			},
+			"terminate": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(of(ts)[args[0]].cmd.Process.Signal(syscall.SIGTERM))
+			},
+			"await": func(ts *testscript.TestScript, _ bool, args []string) {
+				s := of(ts)[args[0]]
+				select {
+				case <-s.done:
+					ts.Check(s.err)
+				case <-time.After(30 * time.Second):
+					ts.Fatalf("%s still runs", s.name)
+				}
 			},
 			"rc":         exitCode,
 			"eventually": eventually,

@@ -90,23 +90,38 @@ func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 // code 1; what was still running then is written to the standard error output.
 // The caller calls release when everything has stopped.
 func SignalContext(parent context.Context, log *slog.Logger) (ctx context.Context, release func()) {
-	return signalContext(parent, log, func(stack bool) {
-		if stack {
-			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-		}
-		os.Exit(1)
-	})
+	return signalContext(parent, log, nil, exit)
 }
 
-func signalContext(parent context.Context, log *slog.Logger, exit func(stack bool)) (context.Context, func()) {
+// DrainContext is SignalContext for a process that has something to bring to an
+// end before it stops: at the first signal drain is called, and the context ends
+// when it has returned. A second signal ends the context at once, and drain's,
+// which then must return soon; what ends a process that is stopping is a third
+// one, or StopTimeout. Drain's context ends with release too.
+func DrainContext(parent context.Context, log *slog.Logger, drain func(context.Context)) (ctx context.Context, release func()) {
+	return signalContext(parent, log, drain, exit)
+}
+
+func exit(stack bool) {
+	if stack {
+		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
+	}
+	os.Exit(1)
+}
+
+func signalContext(parent context.Context, log *slog.Logger, drain func(context.Context), exit func(stack bool)) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(parent)
-	signals := make(chan os.Signal, 2)
+	signals := make(chan os.Signal, 3)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	released, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		select {
 		case s := <-signals:
+			if drain != nil {
+				log.Info("draining", "signal", s.String())
+				drainUntil(parent, log, drain, signals, released, cancel)
+			}
 			log.Info("stopping", "signal", s.String())
 		case <-released:
 			return
@@ -133,6 +148,27 @@ func signalContext(parent context.Context, log *slog.Logger, exit func(stack boo
 			cancel()
 		})
 	}
+}
+
+// drainUntil calls drain and waits for it. A signal calls stop and ends it.
+func drainUntil(parent context.Context, log *slog.Logger, drain func(context.Context), signals <-chan os.Signal, released <-chan struct{}, stop func()) {
+	ctx, end := context.WithCancel(parent)
+	defer end()
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		drain(ctx)
+	}()
+	select {
+	case <-drained:
+		return
+	case s := <-signals:
+		log.Warn("draining no more", "signal", s.String())
+		stop()
+	case <-released:
+	}
+	end()
+	<-drained
 }
 
 // Listen listens on a TCP address that came from a flag. See [ListenError].

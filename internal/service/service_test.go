@@ -89,7 +89,7 @@ func TestNewLogger(t *testing.T) {
 func TestSignals(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	exits := make(chan bool, 2)
-	ctx, release := signalContext(t.Context(), log, func(stack bool) { exits <- stack })
+	ctx, release := signalContext(t.Context(), log, nil, func(stack bool) { exits <- stack })
 	if err := syscall.Kill(syscall.Getpid(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -112,11 +112,75 @@ func TestSignals(t *testing.T) {
 	release()
 	release()
 
-	ctx, release = signalContext(t.Context(), log, func(bool) { t.Error("exit") })
+	ctx, release = signalContext(t.Context(), log, nil, func(bool) { t.Error("exit") })
 	release()
 	if ctx.Err() == nil {
 		t.Error("the context goes on after release")
 	}
+}
+
+// A process that drains goes on at the first signal until that is done or a
+// second one comes.
+func TestDrain(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	terminate := func(t *testing.T) {
+		t.Helper()
+		if err := syscall.Kill(syscall.Getpid(), syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await := func(t *testing.T, what string, c <-chan struct{}) {
+		t.Helper()
+		select {
+		case <-c:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+	start := func(t *testing.T) (ctx context.Context, release func(), draining, drained, finish chan struct{}, exits chan bool) {
+		draining, drained, finish, exits = make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan bool, 1)
+		ctx, release = signalContext(t.Context(), log, func(ctx context.Context) {
+			close(draining)
+			select {
+			case <-finish:
+			case <-ctx.Done():
+			}
+			close(drained)
+		}, func(stack bool) { exits <- stack })
+		terminate(t)
+		await(t, "the drain", draining)
+		if ctx.Err() != nil {
+			t.Error("the process stops before it has drained")
+		}
+		return ctx, release, draining, drained, finish, exits
+	}
+	t.Run("done", func(t *testing.T) {
+		ctx, release, _, _, finish, exits := start(t)
+		close(finish)
+		await(t, "the stop", ctx.Done())
+		terminate(t)
+		if stack := <-exits; stack {
+			t.Error("the second signal was taken for a timeout")
+		}
+		release()
+	})
+	t.Run("second signal", func(t *testing.T) {
+		ctx, release, _, drained, _, exits := start(t)
+		terminate(t)
+		await(t, "the stop", ctx.Done())
+		await(t, "the end of the drain", drained)
+		terminate(t)
+		if stack := <-exits; stack {
+			t.Error("the third signal was taken for a timeout")
+		}
+		release()
+	})
+	t.Run("stopped meanwhile", func(t *testing.T) {
+		ctx, release, _, drained, _, _ := start(t)
+		release()
+		await(t, "the end of the drain", drained)
+		await(t, "the stop", ctx.Done())
+	})
 }
 
 func TestListenErrors(t *testing.T) {

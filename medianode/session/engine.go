@@ -118,10 +118,10 @@ type Engine struct {
 	listener    *tcpListener
 	addrs       []netip.Addr
 
-	mu       sync.Mutex // guards the rest
+	mu       sync.Mutex        // guards the rest
 	sessions map[*Session]bool // true: an orphan, see Session.Orphan
-	orphans  int   // of sessions
-	ended    Stats // of sessions that are gone
+	orphans  int               // of sessions
+	ended    Stats             // of sessions that are gone
 	closed   bool
 	opening  sync.WaitGroup // calls of Open with a session; none begins once closed
 }
