@@ -67,7 +67,8 @@ var layers = []layer{
 	{path: "signaling/web"},
 
 	// What puts them together.
-	{path: "cmd", may: []string{"cmd/...", "controlplane/...", "medianode/...", "signaling/...", "proto/...", "internal/..."}},
+	{path: "cmd", may: []string{"cmd/...", "bench/...", "controlplane/...", "medianode/...", "signaling/...", "proto/...", "internal/..."}},
+	{path: "bench/failover", may: []string{"proto/fanlight/control/...", "internal/..."}},
 	{path: "e2e", may: []string{"proto/...", "internal/..."}},
 }
 

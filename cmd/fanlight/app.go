@@ -89,7 +89,7 @@ Exit codes: 0 success, 1 failure, 2 wrong command line or configuration.`
 	}
 	root.AddCommand(
 		newUp(a), newControlPlane(a), newMediaNode(a), newSignaling(a),
-		newCamera(a), newNode(a),
+		newCamera(a), newNode(a), newCluster(a), newBench(a),
 		newSimcam(a), newToken(a), newCerts(a), newHealth(a), newVersion(a),
 	)
 	usageArgs(root)

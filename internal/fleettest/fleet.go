@@ -22,6 +22,7 @@ package fleettest
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -129,8 +130,12 @@ func (f *Fleet) prepare() error {
 		planes = append(planes, append([]string{name}, addrs...))
 		apis, peers = append(apis, addrs[0]), append(peers, name+"=http://"+addrs[1])
 	}
+	key := filepath.Join(f.cfg.Dir, "secret.key")
+	if err := makeKey(key); err != nil {
+		return err
+	}
 	for _, p := range planes {
-		args := []string{"--data", filepath.Join(f.cfg.Dir, p[0]), "--grpc", p[1]}
+		args := []string{"--key-file", key, "--data", filepath.Join(f.cfg.Dir, p[0]), "--grpc", p[1]}
 		if len(planes) > 1 {
 			args = append(args, "--name", p[0], "--initial-cluster", strings.Join(peers, ","))
 		}
@@ -143,8 +148,10 @@ func (f *Fleet) prepare() error {
 		if err != nil {
 			return err
 		}
-		f.Nodes = append(f.Nodes, f.process(MediaNode, name, addrs[0], "node",
-			[]string{"--node", name, "--node-label", "name=" + name, "--control-plane", control, "--grpc", addrs[0], "--media", addrs[1]}))
+		p := f.process(MediaNode, name, addrs[0], "node",
+			[]string{"--node", name, "--node-label", "name=" + name, "--control-plane", control, "--grpc", addrs[0], "--media", addrs[1]})
+		p.Media = addrs[1]
+		f.Nodes = append(f.Nodes, p)
 	}
 	for i := range f.cfg.Gateways {
 		name := fmt.Sprintf("gateway-%d", i+1)
@@ -156,6 +163,16 @@ func (f *Fleet) prepare() error {
 			[]string{"--control-plane", control, "--http", addrs[0]}))
 	}
 	return nil
+}
+
+// makeKey makes the key that all control planes seal with, unless there is one.
+func makeKey(file string) error {
+	if _, err := os.Stat(file); err == nil {
+		return nil
+	}
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // it cannot fail
+	return os.WriteFile(file, key[:], 0o600)
 }
 
 func (f *Fleet) process(kind Kind, name, addr, word string, args []string) *Process {

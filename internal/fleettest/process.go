@@ -36,6 +36,7 @@ type Process struct {
 	Name    string // "node-2"
 	Kind    Kind
 	Addr    string // host:port of its gRPC server, or HTTP for a gateway
+	Media   string // host:port of a node's media; empty for others
 	LogFile string // of all its starts
 
 	args    []string

@@ -208,6 +208,17 @@ func (f *Follower) Settled() bool {
 	return f.shown != nil && f.pending == nil && !f.shown.orphaned && !f.shown.dead
 }
 
+// Remote returns the media address, host:port, of the node that the picture
+// comes from; empty: there is none.
+func (f *Follower) Remote() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.shown == nil || f.shown.dead {
+		return ""
+	}
+	return f.shown.remote
+}
+
 // note adds to the log of events.
 func (f *Follower) note(kind EventKind, session, detail string) {
 	f.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/pion/ice/v4"
@@ -31,14 +32,15 @@ type take struct {
 	heard      bool // the gateway has said something of it
 	answered   bool
 	restarting bool
-	live       bool // the gateway says so
-	local      []*Candidate
-	remote     []Candidate
+	live       bool         // the gateway says so
+	ours       []*Candidate // not sent yet
+	theirs     []Candidate  // that wait for the answer
 	timer      *alarm
 
 	// Guarded by Follower.mu.
 	orphaned bool      // its websocket is gone
 	dead     bool      // it is over; at most its last frame is left
+	remote   string    // the node's address, host:port; empty: not connected yet
 	first    time.Time // frame; zero: none yet
 	moved    time.Time // the last frame, or when one could first be expected
 }
@@ -160,7 +162,7 @@ func (f *Follower) begin(ctx context.Context, t *take) error {
 		return errors.New("gateway_lost")
 	}
 	t.offered = true
-	for _, c := range t.local {
+	for _, c := range t.ours {
 		f.send(toGateway{Type: "candidate", Session: t.id, Candidate: c})
 	}
 	return nil
@@ -169,7 +171,7 @@ func (f *Follower) begin(ctx context.Context, t *take) error {
 func (f *Follower) gathered(t *take, c *Candidate) {
 	switch {
 	case !t.offered:
-		t.local = append(t.local, c)
+		t.ours = append(t.ours, c)
 	case f.takes[t.id] == t:
 		f.send(toGateway{Type: "candidate", Session: t.id, Candidate: c})
 	}
@@ -182,10 +184,10 @@ func (f *Follower) answered(ctx context.Context, t *take, sdp string) {
 		return
 	}
 	t.answered = true
-	for _, c := range t.remote {
+	for _, c := range t.theirs {
 		f.candidate(t, c)
 	}
-	t.remote = nil
+	t.theirs = nil
 	wait := connectTimeout
 	if t.restarting {
 		wait = restartTimeout
@@ -199,7 +201,7 @@ func (f *Follower) answered(ctx context.Context, t *take, sdp string) {
 // the others.
 func (f *Follower) candidate(t *take, c Candidate) {
 	if !t.answered {
-		t.remote = append(t.remote, c)
+		t.theirs = append(t.theirs, c)
 		return
 	}
 	_ = t.pc.AddICECandidate(webrtc.ICECandidateInit{
@@ -225,9 +227,7 @@ func (f *Follower) changed(ctx context.Context, t *take, s webrtc.PeerConnection
 	switch s {
 	case webrtc.PeerConnectionStateConnected:
 		if t.answered {
-			if t.restarting || t.timer != nil {
-				f.note(EventConnected, t.id, "")
-			}
+			f.connected(t)
 			f.cancel(t.timer)
 			t.timer, t.restarting = nil, false
 		}
@@ -246,6 +246,21 @@ func (f *Follower) changed(ctx context.Context, t *take, s webrtc.PeerConnection
 		f.failed(ctx, t, "peer_connection_failed")
 	default:
 	}
+}
+
+// connected notes which address of the node media comes from.
+func (f *Follower) connected(t *take) {
+	if t.timer == nil {
+		return // said already
+	}
+	remote := ""
+	if pair, err := t.pc.SCTP().Transport().ICETransport().GetSelectedCandidatePair(); err == nil && pair != nil {
+		remote = net.JoinHostPort(pair.Remote.Address, strconv.Itoa(int(pair.Remote.Port)))
+	}
+	f.mu.Lock()
+	t.remote = remote
+	f.mu.Unlock()
+	f.note(EventConnected, t.id, remote)
 }
 
 // restart tries other paths for the same peer connection (RFC 8445 §2.4).
