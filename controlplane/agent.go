@@ -2,14 +2,12 @@ package controlplane
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"fanlight/controlplane/store"
@@ -21,9 +19,11 @@ import (
 const (
 	// helloWait is how long a node may take to say who it is.
 	helloWait = 10 * time.Second
-	// setEvery is the least time between two desired sets of a stream, so that a
-	// thousand cameras created in a row are not a thousand sets.
-	setEvery = 10 * time.Millisecond
+	// setEvery is the least time between two desired sets of a stream, and
+	// setEveryCamera is added for each camera in it: so that a thousand cameras
+	// created in a row are not a thousand sets.
+	setEvery       = 10 * time.Millisecond
+	setEveryCamera = 100 * time.Microsecond
 	// maxAddresses bounds Hello.media_addresses.
 	maxAddresses = 32
 	maxAddress   = 300 // bytes of an address, a boot id, a version
@@ -59,12 +59,12 @@ type agent struct {
 	end    context.CancelCauseFunc // ends the call
 	ended  <-chan struct{}         // closed when the call ends, or its connection is lost
 
-	reports reports
+	reports *reports
 
 	mu       sync.Mutex // guards the rest
 	node     *controlv1.Node
 	lease    *store.Lease
-	revision int64 // of the node's last registration by this stream
+	revision int64 // at which this stream has stored the node last
 }
 
 // Sync is a node's control stream.
@@ -100,7 +100,7 @@ func (s *agentService) Sync(stream controlv1.AgentService_SyncServer) error {
 	end(err)
 	wait.Wait()
 	a.log.Info("node disconnected", "reason", err)
-	a.release()
+	a.release(err)
 	if err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
@@ -164,8 +164,9 @@ func (s *Server) newAgent(ctx context.Context, h *controlv1.Hello, stream contro
 			Version:        h.GetVersion(),
 			BootId:         h.GetBootId(),
 			ConnectTime:    timestamppb.Now(),
+			Leaving:        s.cache.isLeaving(id, h.GetBootId()),
 		},
-		reports: newReports(),
+		reports: newReports(s.cache.releasedBy(id, h)),
 	}, nil
 }
 
@@ -269,10 +270,15 @@ func (a *agent) register(ctx context.Context, lost *store.Lease) error {
 	if err != nil {
 		return err
 	}
-	a.mu.Lock()
-	a.revision = rev
-	a.mu.Unlock()
+	a.wrote(rev)
 	return a.server.cache.wait(ctx, rev)
+}
+
+// wrote notes when the node was stored last.
+func (a *agent) wrote(revision int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.revision = max(a.revision, revision)
 }
 
 // replaced tells whether the node is registered by another stream: n is the
@@ -281,67 +287,6 @@ func (a *agent) replaced(n *store.Node) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return n != nil && n.Lease != a.lease.ID() && n.Revision > a.revision
-}
-
-// hold renews the lease until ctx ends, and gets a new one when it is lost. A
-// replica that can't soon ends the stream: without a lease the node must not
-// believe itself connected, and another replica may have what this one lacks.
-func (a *agent) hold(ctx context.Context) {
-	for {
-		a.mu.Lock()
-		lease := a.lease
-		a.mu.Unlock()
-		err := lease.Renew(ctx)
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		a.server.metrics.leaseLosses.Inc()
-		a.log.Warn("node's lease lost; registering it anew", "error", err)
-		switch err := a.registerAgain(ctx, lease); {
-		case err == nil:
-		case errors.Is(err, store.ErrSuperseded):
-			a.end(errReplaced)
-			return
-		default:
-			a.end(fmt.Errorf("the node's lease is lost and can't be had anew: %w", err))
-			return
-		}
-	}
-}
-
-// registerAgain is register within a time that the single-session cameras of
-// the node can bear, see afterLease.
-func (a *agent) registerAgain(ctx context.Context, lost *store.Lease) error {
-	ctx, cancel := context.WithTimeout(ctx, registerAgainTimeout)
-	defer cancel()
-	backoff := rpc.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond}
-	for {
-		err := a.register(ctx, lost)
-		if err == nil || errors.Is(err, store.ErrSuperseded) || backoff.Sleep(ctx) != nil {
-			return err
-		}
-	}
-}
-
-// release revokes the lease if the node does not come back within the grace. A
-// lease that the node's key is no longer under takes nothing with it. When this
-// replica stops, the node will find another: the lease is left alone.
-func (a *agent) release() {
-	t := time.NewTimer(a.server.cfg.NodeGrace)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-a.server.stop:
-		return
-	}
-	a.mu.Lock()
-	lease := a.lease
-	a.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), a.server.cfg.LeaseTTL)
-	defer cancel()
-	if err := lease.Revoke(ctx); err != nil {
-		a.log.Warn("node's lease not revoked; it will run out", "error", err)
-	}
 }
 
 // run welcomes the node, and keeps it told of what it should run, until the
@@ -364,7 +309,7 @@ func (a *agent) run(ctx context.Context, requests <-chan *controlv1.SyncRequest,
 	if err := d.send(); err != nil {
 		return err
 	}
-	pause := time.NewTimer(setEvery)
+	pause := time.NewTimer(d.pause())
 	defer pause.Stop()
 	var wake <-chan struct{} // nil while it is too early for another set
 	for {
@@ -376,8 +321,9 @@ func (a *agent) run(ctx context.Context, requests <-chan *controlv1.SyncRequest,
 			if err := d.send(); err != nil {
 				return err
 			}
+			a.reports.poke() // some may have waited for a move
 			wake = nil
-			pause.Reset(setEvery)
+			pause.Reset(d.pause())
 		case req := <-requests:
 			if err := a.take(req, d); err != nil {
 				return err
@@ -404,64 +350,16 @@ func (a *agent) take(req *controlv1.SyncRequest, d *desired) error {
 		for _, o := range m.Report.GetCameras() {
 			a.reported(o)
 		}
+		for _, r := range m.Report.GetReleased() {
+			a.released(r)
+		}
+	case *controlv1.SyncRequest_Leave:
+		a.log.Info("node is about to stop")
+		a.reports.leave()
 	case *controlv1.SyncRequest_Hello:
 		return fmt.Errorf("hello came twice: %w", fleet.OutOfOrder)
 	default:
 		a.log.Debug("message of an unknown type ignored") // of a newer version
 	}
 	return nil
-}
-
-// desired is the desired set of a stream. Owned by agent.run.
-type desired struct {
-	agent *agent
-	sent  *controlv1.DesiredSet // the last one
-}
-
-// send sends the desired set, if it is not the one sent last.
-func (d *desired) send() error {
-	a := d.agent
-	views, node := a.server.cache.assignedTo(a.id)
-	if a.replaced(node) {
-		return errReplaced
-	}
-	set := &controlv1.DesiredSet{Cameras: make([]*controlv1.DesiredCamera, 0, len(views))}
-	for _, v := range views {
-		if v.camera.Desired.GetDisabled() {
-			continue // the leader will take it away
-		}
-		password, err := a.server.store.Unseal(v.camera.ID, v.camera.Sealed)
-		if err != nil {
-			a.log.Error("camera left without its password", "camera", v.camera.ID, "error", err)
-		}
-		c := proto.CloneOf(v.camera.Desired)
-		c.PasswordSet = len(v.camera.Sealed) > 0
-		c.Etag = etag(v.camera.Revision)
-		set.Cameras = append(set.Cameras, &controlv1.DesiredCamera{
-			Camera: c, Password: password, Generation: v.assignment.Generation,
-		})
-	}
-	if d.sent != nil {
-		set.Generation = d.sent.GetGeneration()
-		if proto.Equal(set, d.sent) {
-			return nil
-		}
-	}
-	set.Generation++
-	if err := a.stream.Send(&controlv1.SyncResponse{Message: &controlv1.SyncResponse_DesiredSet{DesiredSet: set}}); err != nil {
-		return fmt.Errorf("send: %w", err)
-	}
-	d.sent = set
-	return nil
-}
-
-// generation returns the assignment's generation of a camera in the set sent
-// last; 0: it is not in it.
-func (d *desired) generation(id fleet.CameraID) int64 {
-	for _, c := range d.sent.GetCameras() {
-		if c.GetCamera().GetName() == id.Name() {
-			return c.GetGeneration()
-		}
-	}
-	return 0
 }

@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"container/heap"
 	"context"
 	"fmt"
 	"iter"
@@ -13,6 +14,7 @@ import (
 	"fanlight/controlplane/store"
 	"fanlight/internal/fleet"
 	"fanlight/internal/rpc"
+	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 
 // cache is everything that is in the store, kept up to date by a watch. What
@@ -25,17 +27,22 @@ type cache struct {
 
 	mu          sync.RWMutex // guards the rest
 	revision    int64        // everything up to here is in
-	moved       chan struct{}
-	outages     int  // how often the watch was interrupted
-	following   bool // the store\'s watch goes on
+	waiting     waiters      // for later revisions
+	outages     int          // how often the watch was interrupted
+	following   bool         // the store's watch goes on
 	cameras     map[fleet.CameraID]*store.Camera
 	assignments map[fleet.CameraID]*store.Assignment
 	observed    map[fleet.CameraID]*store.Observed
 	nodes       map[fleet.NodeID]*store.Node
 	drains      map[fleet.NodeID]*store.Drain
-	byNode      map[fleet.NodeID]map[fleet.CameraID]struct{} // from assignments
-	sorted      []fleet.CameraID                             // keys of cameras; nil: to be made
-	interest    interest
+	// byNode has the cameras that are assigned to a node, and those that it has
+	// not let go of yet.
+	byNode map[fleet.NodeID]map[fleet.CameraID]struct{}
+	// written has the revision at which a node was registered last, of those that
+	// are connected or in byNode.
+	written  map[fleet.NodeID]int64
+	sorted   []fleet.CameraID // keys of cameras; nil: to be made
+	interest interest
 }
 
 func newCache(log *slog.Logger, st *store.Store) *cache {
@@ -43,13 +50,13 @@ func newCache(log *slog.Logger, st *store.Store) *cache {
 		log:         log,
 		store:       st,
 		ready:       make(chan struct{}),
-		moved:       make(chan struct{}),
 		cameras:     make(map[fleet.CameraID]*store.Camera),
 		assignments: make(map[fleet.CameraID]*store.Assignment),
 		observed:    make(map[fleet.CameraID]*store.Observed),
 		nodes:       make(map[fleet.NodeID]*store.Node),
 		drains:      make(map[fleet.NodeID]*store.Drain),
 		byNode:      make(map[fleet.NodeID]map[fleet.CameraID]struct{}),
+		written:     make(map[fleet.NodeID]int64),
 		interest:    newInterest(),
 	}
 }
@@ -121,23 +128,31 @@ func (c *cache) waitReady(ctx context.Context) error {
 
 // wait waits until everything up to a revision is in.
 func (c *cache) wait(ctx context.Context, revision int64) error {
+	c.mu.Lock()
+	if c.revision >= revision {
+		c.mu.Unlock()
+		return nil
+	}
+	w := &waiter{revision: revision, done: make(chan struct{})}
+	heap.Push(&c.waiting, w)
+	c.mu.Unlock()
 	t := time.NewTimer(readyWait)
 	defer t.Stop()
-	for {
-		c.mu.RLock()
-		done, moved := c.revision >= revision, c.moved
-		c.mu.RUnlock()
-		if done {
-			return nil
-		}
-		select {
-		case <-moved:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-t.C:
-			return fmt.Errorf("the change is stored, but not yet seen by this replica: %w", fleet.Unavailable)
-		}
+	var err error
+	select {
+	case <-w.done:
+		return nil
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-t.C:
+		err = fmt.Errorf("the change is stored, but not yet seen by this replica: %w", fleet.Unavailable)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w.index >= 0 {
+		heap.Remove(&c.waiting, w.index)
+	}
+	return err
 }
 
 // replace makes the cache what was loaded, as changes from what it was.
@@ -217,6 +232,9 @@ func (c *cache) applyLocked(revision int64, events []store.Event) {
 				continue
 			}
 			c.interest.camera(e.Observed.Camera)
+			if a := c.assignments[e.Observed.Camera]; a != nil && a.From != "" {
+				c.interest.planCamera(a.Camera) // whose move may go on
+			}
 		case e.Node != nil:
 			c.applyNode(e)
 		case e.Drain != nil:
@@ -227,8 +245,9 @@ func (c *cache) applyLocked(revision int64, events []store.Event) {
 		}
 	}
 	c.revision = max(c.revision, revision)
-	close(c.moved)
-	c.moved = make(chan struct{})
+	for len(c.waiting) > 0 && c.waiting[0].revision <= c.revision {
+		close(heap.Pop(&c.waiting).(*waiter).done)
+	}
 	c.interest.wake()
 }
 
@@ -260,6 +279,7 @@ func (c *cache) applyCamera(e store.Event) {
 	c.interest.planCamera(id)
 	if a := c.assignments[id]; a != nil {
 		c.interest.agent(a.Node)
+		c.interest.agent(a.From)
 	}
 }
 
@@ -269,30 +289,59 @@ func (c *cache) applyAssignment(e store.Event) {
 	if !put(c.assignments, id, e.Assignment, e.Deleted, func(a, b *store.Assignment) bool { return a.Revision == b.Revision }) {
 		return
 	}
-	if old != nil && old.Node != "" {
-		delete(c.byNode[old.Node], id)
-		if len(c.byNode[old.Node]) == 0 {
-			delete(c.byNode, old.Node)
+	for _, n := range nodesOf(old) {
+		delete(c.byNode[n], id)
+		if len(c.byNode[n]) == 0 {
+			delete(c.byNode, n)
 		}
-		c.interest.agent(old.Node)
-		c.interest.node(old.Node)
 	}
-	if a := c.assignments[id]; a != nil && a.Node != "" {
-		if c.byNode[a.Node] == nil {
-			c.byNode[a.Node] = make(map[fleet.CameraID]struct{})
+	now := c.assignments[id]
+	for _, n := range nodesOf(now) {
+		if c.byNode[n] == nil {
+			c.byNode[n] = make(map[fleet.CameraID]struct{})
 		}
-		c.byNode[a.Node][id] = struct{}{}
-		c.interest.agent(a.Node)
-		c.interest.node(a.Node)
+		c.byNode[n][id] = struct{}{}
+	}
+	for _, n := range append(nodesOf(old), nodesOf(now)...) {
+		c.forgetNode(n)
+		c.interest.agent(n)
+		c.interest.node(n)
 	}
 	c.interest.camera(id)
 	c.interest.route(id)
 	c.interest.planCamera(id)
 }
 
+// nodesOf returns the nodes that have to do with an assignment, which may be
+// nil: the one that the camera is assigned to and the one that has not let go.
+func nodesOf(a *store.Assignment) []fleet.NodeID {
+	if a == nil {
+		return nil
+	}
+	nodes := make([]fleet.NodeID, 0, 4)
+	if a.Node != "" {
+		nodes = append(nodes, a.Node)
+	}
+	if a.From != "" && a.From != a.Node {
+		nodes = append(nodes, a.From)
+	}
+	return nodes
+}
+
+// forgetNode forgets when a node was registered last if nobody needs it.
+func (c *cache) forgetNode(id fleet.NodeID) {
+	if c.nodes[id] == nil && c.byNode[id] == nil {
+		delete(c.written, id)
+	}
+}
+
 func (c *cache) applyNode(e store.Event) {
 	id := e.Node.ID
 	old := c.nodes[id]
+	if !e.Deleted {
+		c.written[id] = max(c.written[id], e.Node.Revision)
+	}
+	defer c.forgetNode(id)
 	if !put(c.nodes, id, e.Node, e.Deleted, func(a, b *store.Node) bool { return a.Revision == b.Revision }) {
 		return
 	}
@@ -315,6 +364,7 @@ func (c *cache) applyNode(e store.Event) {
 func samePlace(a, b *store.Node) bool {
 	x, y := a.Registered, b.Registered
 	return x.GetSessionAddress() == y.GetSessionAddress() &&
+		x.GetLeaving() == y.GetLeaving() &&
 		maps.Equal(x.GetLabels(), y.GetLabels()) &&
 		x.GetCapacity().GetCameras() == y.GetCapacity().GetCameras() &&
 		x.GetCapacity().GetIngressBps() == y.GetCapacity().GetIngressBps() &&
@@ -361,7 +411,7 @@ func (c *cache) camera(id fleet.CameraID) (v cameraView, ok bool) {
 func (c *cache) cameraLocked(id fleet.CameraID) (v cameraView, ok bool) {
 	v = cameraView{camera: c.cameras[id], assignment: c.assignments[id], observed: c.observed[id], anyNode: len(c.nodes) > 0}
 	if v.assignment != nil {
-		v.node = c.nodes[v.assignment.Node]
+		v.node, v.from = c.nodes[v.assignment.Node], c.nodes[v.assignment.From]
 	}
 	return v, v.camera != nil
 }
@@ -372,11 +422,42 @@ func (c *cache) node(id fleet.NodeID) (v nodeView, ok bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	v = nodeView{id: id, node: c.nodes[id], drain: c.drains[id], cameras: len(c.byNode[id])}
+	if v.drain != nil {
+		c.countLocked(&v)
+	}
 	return v, v.node != nil || v.drain != nil
 }
 
-// assignedTo returns what is known of a node's cameras, by id, and of the node
-// itself; nil: it is not connected.
+// countLocked counts what becomes of a drained node's cameras.
+func (c *cache) countLocked(v *nodeView) {
+	var told fleet.CameraID // the one that strandedMessage is of
+	for id := range c.byNode[v.id] {
+		a := c.assignments[id]
+		stranded := a.Node == v.id && a.From == "" || a.From == v.id && a.Move == store.Warming
+		if stranded && a.Reason != controlv1.Reason_REASON_UNSPECIFIED {
+			v.stranded++
+			if told == "" || id < told {
+				told, v.strandedMessage = id, fmt.Sprintf("camera %s: %s", id, a.Message)
+			}
+			continue
+		}
+		if a.From == v.id {
+			v.moving++
+		}
+	}
+}
+
+// nodeBrief returns what placement needs of a node: whether it is connected,
+// has cameras, and the revision at which it was registered last.
+func (c *cache) nodeBrief(id fleet.NodeID) (v nodeView, written int64) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return nodeView{id: id, node: c.nodes[id], drain: c.drains[id], cameras: len(c.byNode[id])}, c.written[id]
+}
+
+// assignedTo returns what is known of the cameras that are assigned to a node or
+// that it has not let go of, by id, and of the node itself; nil: it is not
+// connected.
 func (c *cache) assignedTo(id fleet.NodeID) (views []cameraView, node *store.Node) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -386,6 +467,36 @@ func (c *cache) assignedTo(id fleet.NodeID) (views []cameraView, node *store.Nod
 		}
 	}
 	return views, c.nodes[id]
+}
+
+// isLeaving tells whether a process of a node has said that it is about to stop.
+func (c *cache) isLeaving(id fleet.NodeID, bootID string) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	n := c.nodes[id]
+	return n != nil && n.Registered.GetLeaving() && n.Registered.GetBootId() == bootID
+}
+
+// releasedBy returns the cameras, with their generations, that a node is still
+// to let go of, and that have ended with its process: another one says hello.
+func (c *cache) releasedBy(id fleet.NodeID, h *controlv1.Hello) map[fleet.CameraID]int64 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if n := c.nodes[id]; n == nil || n.Registered.GetBootId() == h.GetBootId() {
+		return nil
+	}
+	running := make(map[string]bool, len(h.GetRunning()))
+	for _, r := range h.GetRunning() {
+		running[r.GetCamera()] = true
+	}
+	released := make(map[fleet.CameraID]int64)
+	for camera := range c.byNode[id] {
+		v := cameraView{assignment: c.assignments[camera]}
+		if !running[camera.Name()] && v.releases(id, v.assignment.FromGeneration) {
+			released[camera] = v.assignment.FromGeneration
+		}
+	}
+	return released
 }
 
 // camerasAfter iterates over the cameras whose ids come after one, in order,

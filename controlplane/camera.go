@@ -358,8 +358,8 @@ func (f *filter) matches(v cameraView) bool {
 			return false
 		}
 	}
-	if f.node != "" && nodeOf(v.assignment) != f.node {
+	if f.node != "" && !slices.Contains(nodesOf(v.assignment), f.node) {
 		return false
 	}
-	return len(f.states) == 0 || slices.Contains(f.states, v.status().GetState())
+	return len(f.states) == 0 || slices.Contains(f.states, v.state())
 }

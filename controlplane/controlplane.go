@@ -57,6 +57,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -76,12 +77,19 @@ const readyWait = 5 * time.Second
 // try takes up to 3 s, and the control plane answers when it has read its state.
 const settleTime = 10 * time.Second
 
+// The defaults of balance.
+const (
+	rebalanceMoves = 8
+	rebalanceAfter = 10 * time.Second
+)
+
 // Services says which role may call each of the services.
 var Services = map[string]rpc.Role{
-	controlv1.CameraService_ServiceDesc.ServiceName: rpc.RoleOperator,
-	controlv1.NodeService_ServiceDesc.ServiceName:   rpc.RoleOperator,
-	controlv1.AgentService_ServiceDesc.ServiceName:  rpc.RoleNode,
-	controlv1.RouteService_ServiceDesc.ServiceName:  rpc.RoleGateway,
+	controlv1.CameraService_ServiceDesc.ServiceName:  rpc.RoleOperator,
+	controlv1.NodeService_ServiceDesc.ServiceName:    rpc.RoleOperator,
+	controlv1.ClusterService_ServiceDesc.ServiceName: rpc.RoleOperator,
+	controlv1.AgentService_ServiceDesc.ServiceName:   rpc.RoleNode,
+	controlv1.RouteService_ServiceDesc.ServiceName:   rpc.RoleGateway,
 }
 
 // Config is what a Server needs.
@@ -104,6 +112,13 @@ type Config struct {
 	// CameraNetworks are the networks that RTSP URLs may lead to. A URL with a
 	// host name is for its node to check. Empty: all.
 	CameraNetworks []netip.Prefix
+	// RebalanceMoves is how many cameras may be on their way from loaded nodes to
+	// others at a time, as when a node has joined. Negative: none ever moves for
+	// balance. 0: 8.
+	RebalanceMoves int
+	// RebalanceAfter is how long a node must have been there before cameras move
+	// to it for balance. 0: 10 s.
+	RebalanceAfter time.Duration
 	// CompactEvery is how often the leader drops the store's history but for the
 	// last such period, which is how far back a watch can be resumed. 0: 5 min.
 	CompactEvery time.Duration
@@ -118,6 +133,8 @@ type Server struct {
 	cache   *cache
 	metrics *planeMetrics
 	stop    chan struct{} // closed when Run ends
+
+	announced atomic.Int64 // the revision of the last announcement of a leader
 
 	mu      sync.Mutex // guards the rest; taken before an agent's
 	running bool
@@ -141,10 +158,16 @@ func New(cfg Config) (*Server, error) {
 	if cfg.SettleTime == 0 {
 		cfg.SettleTime = settleTime
 	}
+	if cfg.RebalanceMoves == 0 {
+		cfg.RebalanceMoves = rebalanceMoves
+	}
+	if cfg.RebalanceAfter == 0 {
+		cfg.RebalanceAfter = rebalanceAfter
+	}
 	if cfg.CompactEvery == 0 {
 		cfg.CompactEvery = 5 * time.Minute
 	}
-	if cfg.NodeGrace < 0 || cfg.LeaseTTL < 0 || cfg.SettleTime < 0 || cfg.CompactEvery < 0 {
+	if cfg.NodeGrace < 0 || cfg.LeaseTTL < 0 || cfg.SettleTime < 0 || cfg.RebalanceAfter < 0 || cfg.CompactEvery < 0 {
 		return nil, errors.New("control plane: durations must not be negative")
 	}
 	if cfg.ReplicaName == "" {
@@ -169,6 +192,7 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	controlv1.RegisterCameraServiceServer(r, &cameraService{server: s})
 	controlv1.RegisterNodeServiceServer(r, &nodeService{server: s})
+	controlv1.RegisterClusterServiceServer(r, &clusterService{server: s})
 	controlv1.RegisterAgentServiceServer(r, &agentService{server: s})
 	controlv1.RegisterRouteServiceServer(r, &routeService{server: s})
 }
@@ -188,6 +212,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	defer close(s.stop) // first, so that no node is taken for gone because we are
 	wait.Go(func() { s.cache.run(ctx) })
+	wait.Go(func() { s.store.Announcements(ctx, s.announce) })
 	wait.Go(func() { s.lead(ctx) })
 	select {
 	case <-ctx.Done():

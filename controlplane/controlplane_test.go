@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -211,7 +212,7 @@ func (r *replica) connect(h *controlv1.Hello) *node {
 	r.t.Helper()
 	n := r.dial()
 	if h.SessionAddress == "" {
-		h.SessionAddress = "127.0.0.1:1"
+		h.SessionAddress = r.listen().Addr().String()
 	}
 	if h.BootId == "" {
 		h.BootId = "boot"
@@ -226,6 +227,18 @@ func (r *replica) connect(h *controlv1.Hello) *node {
 	}
 	n.welcome = resp.GetWelcome()
 	return n
+}
+
+// listen listens as a node's process does, until the test ends.
+func (r *replica) listen() net.Listener {
+	r.t.Helper()
+	var lc net.ListenConfig
+	l, err := lc.Listen(r.t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = l.Close() })
+	return l
 }
 
 func (r *replica) dial() *node {

@@ -32,6 +32,38 @@ func (s *subscriber) poke() {
 	}
 }
 
+// waiter waits for a revision.
+type waiter struct {
+	revision int64
+	done     chan struct{} // closed when it is in
+	index    int           // in waiters; -1: in none
+}
+
+// waiters is a heap, the lowest revision first: a change wakes those that have
+// waited for it, not everybody.
+type waiters []*waiter
+
+func (w waiters) Len() int           { return len(w) }
+func (w waiters) Less(i, j int) bool { return w[i].revision < w[j].revision }
+func (w waiters) Swap(i, j int) {
+	w[i], w[j] = w[j], w[i]
+	w[i].index, w[j].index = i, j
+}
+
+func (w *waiters) Push(x any) {
+	added := x.(*waiter) //nolint:forcetypeassert // heap.Push gets nothing else
+	added.index = len(*w)
+	*w = append(*w, added)
+}
+
+func (w *waiters) Pop() any {
+	last := (*w)[len(*w)-1]
+	(*w)[len(*w)-1] = nil
+	*w = (*w)[:len(*w)-1]
+	last.index = -1
+	return last
+}
+
 type subscribers map[*subscriber]struct{}
 
 // interest is who wants to know what. Guarded by cache.mu.

@@ -1,22 +1,25 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"slices"
+	"sync"
 	"time"
-
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"fanlight/controlplane/placement"
 	"fanlight/controlplane/store"
 	"fanlight/internal/fleet"
 	"fanlight/internal/rpc"
-	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 
 // planEvery is the least time between two plans: what comes meanwhile is
 // planned together.
 const planEvery = 2 * time.Millisecond
+
+// maxPause is the most time between two plans if there is something to plan.
+const maxPause = 100 * time.Millisecond
 
 // lead leads whenever this replica is elected, until ctx ends.
 func (s *Server) lead(ctx context.Context) {
@@ -54,20 +57,14 @@ func (s *Server) leadOnce(ctx context.Context, leader *store.Leader) {
 		leader:    leader,
 		sub:       newSubscriber(),
 		planner:   placement.NewPlanner(),
-		outages:   s.cache.interruptions(),
+		outages:   -1, // none is noticed: begin as after one
 		gone:      make(map[fleet.NodeID]time.Time),
 		deadlines: make(map[fleet.NodeID]time.Time),
+		flight:    newFlight(),
+		balance:   newBalance(s.cfg),
 	}
 	s.cache.subscribe(p.sub, s.cache.interest.ofPlan)
 	defer s.cache.unsubscribe(p.sub, s.cache.interest.ofPlan)
-	// Earlier leaders' decisions are older than the election; with them in the
-	// cache, nothing is decided twice.
-	for s.cache.wait(ctx, leader.Revision) != nil {
-		if ctx.Err() != nil || isDone(leader.Done()) {
-			return
-		}
-	}
-	p.settle(time.Now(), leader.Revision)
 
 	compact := time.NewTicker(s.cfg.CompactEvery)
 	defer compact.Stop()
@@ -87,6 +84,7 @@ func (s *Server) leadOnce(ctx context.Context, leader *store.Leader) {
 		case <-again.C:
 		case <-p.sub.wake:
 		}
+		from := time.Now()
 		wait, err := p.plan(ctx)
 		if err != nil {
 			if ctx.Err() != nil || isDone(leader.Done()) {
@@ -100,7 +98,8 @@ func (s *Server) leadOnce(ctx context.Context, leader *store.Leader) {
 		if wait > 0 {
 			again.Reset(wait)
 		}
-		pause(ctx, planEvery)
+		// Planning and storing take no more than half of the time.
+		pause(ctx, max(planEvery, min(time.Since(from), maxPause)))
 	}
 }
 
@@ -146,61 +145,98 @@ type planner struct {
 	// After an election, and after the store could not be reached, nodes that
 	// nobody has seen alive since may be on their way back: see takeNode.
 	outages int                       // of the cache's watch, as far as noticed
-	since   int64                     // the revision of the election, or after the outage
+	since   int64                     // the revision of the leader's announcement
 	settled time.Time                 // from then on, who is not there is gone
 	seen    map[fleet.NodeID]struct{} // the nodes that have been alive since
 	awaited map[fleet.NodeID]struct{} // those that may be on their way
 
-	// gone has the nodes that cameras are assigned to and that are not
-	// connected, with when that was first seen.
+	// gone has the nodes with cameras that are not connected, with when that was
+	// first seen.
 	gone map[fleet.NodeID]time.Time
-	// deadlines are of the drains. A node that has reached its own counts as
-	// gone, so that it is emptied even if nobody can take its cameras.
+	// deadlines are of the drains; one that has passed is zero. A node that has
+	// reached its own counts as gone for placement, so that it is emptied even if
+	// nobody can take its cameras.
 	deadlines map[fleet.NodeID]time.Time
+
+	flight  flight
+	balance balance
 }
 
 // plan takes in what has changed, plans, and stores the decisions. It returns
 // after how long to plan again even if nothing changes; 0: never.
 func (p *planner) plan(ctx context.Context) (time.Duration, error) {
 	srv := p.server
+	if n := srv.cache.interruptions(); n != p.outages {
+		if p.outages >= 0 {
+			srv.log.Warn("the store was out of reach; nodes have time to come back", "time", srv.cfg.SettleTime)
+		}
+		if err := p.settle(ctx); err != nil {
+			return 0, err
+		}
+		p.outages = n
+	}
 	cameras, nodes, revision := srv.cache.take(p.sub)
 	now := time.Now()
-	if n := srv.cache.interruptions(); n != p.outages {
-		p.outages = n
-		srv.log.Warn("the store was out of reach; nodes have time to come back", "time", srv.cfg.SettleTime)
-		p.settle(now, revision)
-	}
 	for id := range nodes {
 		p.takeNode(id, now)
 	}
 	for id := range cameras {
-		p.takeCamera(id)
+		p.takeCamera(id, now)
+	}
+	for _, id := range p.balance.free(now) {
+		p.takeCamera(id, now)
 	}
 	wait := sooner(p.passDeadlines(now), p.giveUp(now))
+	moves := p.balance.allow(now, len(p.flight.moves))
 	began := time.Now()
-	result := p.planner.Plan(placement.Options{})
+	result := p.planner.Plan(placement.Options{MaxMoves: moves})
 	srv.metrics.planned(began)
-	if len(result.Assignments) == 0 {
-		return wait, nil
-	}
 	decisions, held := p.decide(result, now, revision)
-	wait = sooner(wait, held)
+	if moves > 0 {
+		p.balance.moved(now, result.Rebalanced > 0 || len(decisions) > 0)
+	}
+	wait = sooner(wait, sooner(held, p.balance.wait(now)))
 	if len(decisions) == 0 {
 		return wait, nil
 	}
+	slices.SortFunc(decisions, func(a, b store.Decision) int {
+		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Camera, b.Camera))
+	})
 	causes := srv.cache.causes(decisions)
-	revs, err := srv.store.Assign(ctx, p.leader, decisions)
-	if err != nil {
-		p.lookAgain(decisions)
-		return wait, err
+	last, err := p.assign(ctx, decisions)
+	if err == nil {
+		err = srv.cache.wait(ctx, last) // the next plan starts from these
 	}
-	// The next plan starts from these.
-	if err := srv.cache.wait(ctx, slices.Max(revs)); err != nil {
+	if err != nil {
 		p.lookAgain(decisions)
 		return wait, err
 	}
 	srv.metrics.stored(causes, time.Now())
 	return wait, nil
+}
+
+// assignAtOnce is how many decisions are worth a writer of their own, of which
+// there are assignWriters at most.
+const (
+	assignAtOnce  = 500
+	assignWriters = 4
+)
+
+// assign stores decisions, and returns the revision of the last one. Those on
+// one node's cameras are next to each other, so that the node gets few sets.
+func (p *planner) assign(ctx context.Context, decisions []store.Decision) (int64, error) {
+	n := min(assignWriters, 1+len(decisions)/assignAtOnce)
+	last, errs := make([]int64, n), make([]error, n)
+	var wait sync.WaitGroup
+	for i := range n {
+		part := decisions[i*len(decisions)/n : (i+1)*len(decisions)/n]
+		wait.Go(func() {
+			revs, err := p.server.store.Assign(ctx, p.leader, part)
+			last[i], errs[i] = slices.Max(append(revs, 0)), err
+		})
+	}
+	wait.Wait()
+	return slices.Max(last), errors.Join(errs...)
 }
 
 // lookAgain has cameras taken in anew at the next plan.
@@ -223,12 +259,22 @@ func sooner(a, b time.Duration) time.Duration {
 }
 
 // settle gives nodes time to come back: nobody knows which of them have been
-// alive since a revision. The next plan takes everything in anew.
-func (p *planner) settle(now time.Time, since int64) {
-	p.since, p.settled = since, now.Add(p.server.cfg.SettleTime)
+// alive until now. It tells the replicas, who register those that are, and has
+// the next plan take everything in anew. Earlier leaders' decisions are older
+// than that: with them in the cache, nothing is decided twice.
+func (p *planner) settle(ctx context.Context) error {
+	since, err := p.leader.Announce(ctx)
+	if err == nil {
+		err = p.server.cache.wait(ctx, since)
+	}
+	if err != nil {
+		return err
+	}
+	p.since, p.settled = since, time.Now().Add(p.server.cfg.SettleTime)
 	p.seen = make(map[fleet.NodeID]struct{})
 	p.awaited = make(map[fleet.NodeID]struct{})
 	p.server.cache.markAll(p.sub)
+	return nil
 }
 
 // giveUp takes the nodes from the planner that have not come back in time, and
@@ -254,16 +300,25 @@ func (p *planner) giveUp(now time.Time) time.Duration {
 // not, this replica only knows that its lease has run out, perhaps because
 // nobody could renew it: until all is settled, the node counts as alive.
 //
-// A key that is older than the election or the outage proves nothing. Leases
-// outlive both, whether or not the node has.
+// A key that is older than the leader's announcement proves nothing. Leases
+// outlive elections and outages, whether or not the node has. But every replica
+// registers its nodes once more when it hears the announcement, and one that it
+// finds dead before it revokes its lease.
 func (p *planner) takeNode(id fleet.NodeID, now time.Time) {
-	v, _ := p.server.cache.node(id)
+	v, written := p.server.cache.nodeBrief(id)
 	delete(p.deadlines, id)
 	delete(p.awaited, id)
 	if v.drain != nil {
 		p.deadlines[id] = v.drain.Drain.GetDeadline().AsTime()
 	}
+	if written > p.since || v.node != nil && p.server.keeps(v.node) {
+		p.seen[id] = struct{}{}
+	}
+	p.balance.node(v, now)
 	if v.node == nil {
+		if _, ok := p.gone[id]; !ok && v.cameras > 0 {
+			p.gone[id] = now
+		}
 		if _, seen := p.seen[id]; seen || v.cameras == 0 || !now.Before(p.settled) {
 			p.planner.DeleteNode(id)
 			if v.cameras > 0 {
@@ -272,14 +327,8 @@ func (p *planner) takeNode(id fleet.NodeID, now time.Time) {
 			return
 		}
 		p.awaited[id] = struct{}{}
-		if _, ok := p.gone[id]; !ok {
-			p.gone[id] = now
-		}
-		p.planner.AwaitNode(id, v.drain != nil)
+		p.planner.AwaitNode(id, v.leaves())
 		return
-	}
-	if v.node.Revision > p.since || p.server.keeps(v.node) {
-		p.seen[id] = struct{}{}
 	}
 	delete(p.gone, id)
 	p.server.metrics.nodeBack(id)
@@ -294,16 +343,18 @@ func (p *planner) takeNode(id fleet.NodeID, now time.Time) {
 			EgressBPS:  c.GetEgressBps(),
 			Viewers:    int(c.GetViewers()),
 		},
-		Draining:  v.drain != nil,
+		Draining:  v.leaves(),
 		Viewers:   int(n.GetLoad().GetViewers()),
 		EgressBPS: n.GetLoad().GetEgressBps(),
 	})
 }
 
 // takeCamera tells the planner what a camera is now.
-func (p *planner) takeCamera(id fleet.CameraID) {
+func (p *planner) takeCamera(id fleet.CameraID, now time.Time) {
 	v, ok := p.server.cache.camera(id)
+	p.flight.take(id, v.assignment, now)
 	if !ok {
+		p.balance.unsettle(now)
 		p.planner.DeleteCamera(id)
 		return
 	}
@@ -314,6 +365,7 @@ func (p *planner) takeCamera(id fleet.CameraID) {
 		BitrateBPS:  d.GetExpectedBitrateBps(),
 		Disabled:    d.GetDisabled(),
 		MaxSessions: int(d.GetMaxSessions()),
+		Moving:      p.flight.moves[id] != nil || p.balance.isFixed(id),
 	})
 	p.planner.Assign(id, nodeOf(v.assignment))
 }
@@ -323,72 +375,16 @@ func (p *planner) takeCamera(id fleet.CameraID) {
 func (p *planner) passDeadlines(now time.Time) time.Duration {
 	var next time.Duration
 	for id, t := range p.deadlines {
+		if t.IsZero() {
+			continue
+		}
 		d := t.Sub(now)
 		if d <= 0 {
 			p.planner.DeleteNode(id)
-			delete(p.deadlines, id)
+			p.deadlines[id] = time.Time{}
 			continue
 		}
-		if next == 0 || d < next {
-			next = d
-		}
+		next = sooner(next, d)
 	}
 	return next
-}
-
-// decide returns what of a plan is to be stored, and how long the first
-// decision that must be held back has to wait; 0: none has to.
-func (p *planner) decide(result placement.Result, now time.Time, revision int64) ([]store.Decision, time.Duration) {
-	var decisions []store.Decision
-	var held time.Duration
-	at := timestamppb.New(now)
-	for id, to := range result.Assignments {
-		v, ok := p.server.cache.camera(id)
-		if !ok {
-			continue
-		}
-		old := v.assignment
-		reason := controlv1.Reason(controlv1.Reason_value[to.Reason.Enum()])
-		if old != nil && old.Node == to.Node && old.Reason == reason && old.Message == to.Message {
-			continue
-		}
-		if wait := p.hold(v, now); wait > 0 {
-			if held == 0 || wait < held {
-				held = wait
-			}
-			continue
-		}
-		d := store.Decision{Assignment: store.Assignment{
-			Camera:  id,
-			Node:    to.Node,
-			Reason:  reason,
-			Message: to.Message,
-			Time:    at,
-			// Every earlier decision on the camera was stored before this revision,
-			// and one from before a deletion before the camera was created anew.
-			Generation: max(revision, generationOf(old)+1, v.camera.Created),
-			Previous:   nodeOf(old),
-		}, CameraCreated: v.camera.Created}
-		if old != nil {
-			d.Before = old.Revision
-		}
-		decisions = append(decisions, d)
-	}
-	return decisions, held
-}
-
-// hold returns how long a camera that accepts one RTSP session must not be
-// given to another node, because its own may still pull it. Etcd may live by
-// longer leases than were asked for; it grants a leader's and a node's alike.
-func (p *planner) hold(v cameraView, now time.Time) time.Duration {
-	node := nodeOf(v.assignment)
-	if v.camera.Desired.GetMaxSessions() != 1 || v.camera.Desired.GetDisabled() || node == "" || v.node != nil {
-		return 0
-	}
-	since, ok := p.gone[node]
-	if !ok {
-		since = now
-		p.gone[node] = now
-	}
-	return since.Add(max(p.server.cfg.LeaseTTL, p.leader.TTL) + afterLease).Sub(now)
 }

@@ -35,7 +35,7 @@ func pageSize(asked int32) (int, error) {
 // pageToken says after which id the next page begins, for a list with this
 // query.
 func pageToken(query []byte, last string) string {
-	return base64.RawURLEncoding.EncodeToString(append(hash(query), last...))
+	return base64.RawURLEncoding.EncodeToString(append(queryHash(query), last...))
 }
 
 // afterToken returns the id after which a page begins; "" for the first.
@@ -47,13 +47,13 @@ func afterToken(token string, query []byte) (string, error) {
 	if err != nil || len(b) <= 8 || len(b) > 8+63 {
 		return "", fmt.Errorf("page_token: %w", fleet.InvalidPageToken)
 	}
-	if !slices.Equal(b[:8], hash(query)) {
+	if !slices.Equal(b[:8], queryHash(query)) {
 		return "", fmt.Errorf("page_token is of a list with another filter; begin this one without it: %w", fleet.InvalidPageToken)
 	}
 	return string(b[8:]), nil
 }
 
-func hash(b []byte) []byte {
+func queryHash(b []byte) []byte {
 	h := fnv.New64a()
 	_, _ = h.Write(b) // never fails
 	return h.Sum(nil)

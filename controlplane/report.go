@@ -22,23 +22,39 @@ const (
 	// figuresEvery is how often a camera's figures (rates, viewers) are stored
 	// while nothing else of it changes, and a node's load.
 	figuresEvery = 5 * time.Second
+	// refusedEvery is how often a report is tried again whose assignment has
+	// changed, until this replica has seen that.
+	refusedEvery = 20 * time.Millisecond
 	// The bounds of what a node may say of a camera.
 	maxMessage = 500 // characters
 	maxTracks  = 16
 )
 
 // reports is what a node has said and is not stored yet: the latest of each
-// camera, and its load.
+// camera, what it has let go of, and its load.
 type reports struct {
 	wake chan struct{} // has room for one
 
 	mu      sync.Mutex // guards the rest
 	pending map[fleet.CameraID]*controlv1.CameraStatus
-	newLoad *controlv1.NodeLoad // nil: nothing new
+	gone    map[fleet.CameraID]int64 // let go of, under a generation
+	node    nodeReport
 }
 
-func newReports() reports {
-	return reports{wake: make(chan struct{}, 1), pending: make(map[fleet.CameraID]*controlv1.CameraStatus)}
+// nodeReport is what there is to store of the node itself.
+type nodeReport struct {
+	load    *controlv1.NodeLoad // nil: nothing new
+	leaving bool                // it is about to stop
+	again   bool                // it is to be stored even if nothing has changed
+}
+
+// newReports returns reports that begin with what is known to have been let go.
+func newReports(gone map[fleet.CameraID]int64) *reports {
+	r := &reports{wake: make(chan struct{}, 1), pending: make(map[fleet.CameraID]*controlv1.CameraStatus), gone: gone}
+	if r.gone == nil {
+		r.gone = make(map[fleet.CameraID]int64)
+	}
+	return r
 }
 
 func (r *reports) poke() {
@@ -50,11 +66,33 @@ func (r *reports) poke() {
 
 // load takes the node's load.
 func (r *reports) load(l *controlv1.NodeLoad) {
-	if l == nil {
-		return
+	if l != nil {
+		r.ofNode(nodeReport{load: l})
 	}
+}
+
+// leave takes that the node is about to stop.
+func (r *reports) leave() { r.ofNode(nodeReport{leaving: true}) }
+
+// touch has the node stored once more.
+func (r *reports) touch() { r.ofNode(nodeReport{again: true}) }
+
+// ofNode adds to what there is to store of the node.
+func (r *reports) ofNode(n nodeReport) {
 	r.mu.Lock()
-	r.newLoad = l
+	if n.load != nil {
+		r.node.load = n.load
+	}
+	r.node.leaving = r.node.leaving || n.leaving
+	r.node.again = r.node.again || n.again
+	r.mu.Unlock()
+	r.poke()
+}
+
+// release takes that the node has let go of a camera under a generation.
+func (r *reports) release(id fleet.CameraID, generation int64) {
+	r.mu.Lock()
+	r.gone[id] = generation
 	r.mu.Unlock()
 	r.poke()
 }
@@ -74,7 +112,8 @@ func (a *agent) reported(o *controlv1.ObservedCamera) {
 		a.log.Warn("report of a camera cannot be read", "error", err)
 		return
 	}
-	if !a.current(id, o.GetGeneration()) {
+	v, _ := a.server.cache.camera(id)
+	if v.judge(a.id, o.GetGeneration(), o.GetStatus().GetState()) == drop {
 		a.log.Debug("report dropped", "camera", id, "generation", o.GetGeneration(), "reason", fleet.StaleGeneration)
 		return
 	}
@@ -97,7 +136,8 @@ func (a *agent) refused(e *controlv1.ApplyError, setGeneration int64, d *desired
 		return // of a set that has been replaced, and so will be the answer
 	}
 	g := d.generation(id)
-	if g == 0 || !a.current(id, g) {
+	v, _ := a.server.cache.camera(id)
+	if g == 0 || v.judge(a.id, g, controlv1.CameraStatus_STATE_FAILED) == drop {
 		return
 	}
 	a.log.Warn("camera refused by its node", "camera", id, "reason", e.GetReason(), "message", clean(e.GetMessage()))
@@ -110,10 +150,16 @@ func (a *agent) refused(e *controlv1.ApplyError, setGeneration int64, d *desired
 	})
 }
 
-// current tells whether a camera is assigned to this node under a generation.
-func (a *agent) current(id fleet.CameraID, generation int64) bool {
-	v, ok := a.server.cache.camera(id)
-	return ok && nodeOf(v.assignment) == a.id && v.assignment.Generation == generation
+// released takes what the node has let go of, if anyone waits for that.
+func (a *agent) released(r *controlv1.RunningAssignment) {
+	id, err := fleet.ParseCameraName(r.GetCamera())
+	if err != nil {
+		a.log.Warn("release of a camera cannot be read", "error", err)
+		return
+	}
+	if v, _ := a.server.cache.camera(id); v.releases(a.id, r.GetGeneration()) {
+		a.reports.release(id, r.GetGeneration())
+	}
 }
 
 // bounded returns a copy of a status that is no larger than it may be.
@@ -193,68 +239,132 @@ func (r *reports) write(ctx context.Context, a *agent) {
 // comes.
 func (w *writer) flush(ctx context.Context) (time.Duration, error) {
 	now := time.Now()
-	due, load, wait := w.due(now)
-	if load != nil {
-		if err := w.storeLoad(ctx, load); err != nil {
-			w.putBack(due, load)
-			return 0, err
-		}
-		w.loadTime = now
+	due, wait := w.due(now)
+	if err := w.storeNode(ctx, due.node, now); err != nil {
+		due.node.again = true // nobody knows whether it was stored
+		w.putBack(due)
+		return 0, err
 	}
-	var observations []store.Observation
-	for id, st := range due {
+	due.node = nodeReport{}
+	refused, err := w.storeReleases(ctx, due.gone)
+	if err != nil {
+		w.putBack(due)
+		return 0, err
+	}
+	due.gone = refused
+	revs, observations, err := w.observe(ctx, due, now)
+	if err != nil {
+		w.putBack(due)
+		return 0, err
+	}
+	var last int64
+	for i, o := range observations {
+		if last = max(last, revs[i]); revs[i] > 0 {
+			w.stored[o.Camera] = now
+			delete(due.cameras, o.Camera)
+		}
+	}
+	// What was refused was made under a decision that has changed: the one that
+	// this replica is about to see says what becomes of it.
+	w.putBack(due)
+	if len(due.cameras)+len(due.gone) > 0 && (wait == 0 || wait > refusedEvery) {
+		wait = refusedEvery
+	}
+	// What comes next is compared with what is in the cache.
+	return wait, w.agent.server.cache.wait(ctx, last)
+}
+
+// observe stores what the node has seen of cameras, and takes from due what
+// needs no storing.
+func (w *writer) observe(ctx context.Context, due dueReports, now time.Time) ([]int64, []store.Observation, error) {
+	observations := make([]store.Observation, 0, len(due.cameras))
+	for id, st := range due.cameras {
 		v, ok := w.agent.server.cache.camera(id)
-		if !ok || generationOf(v.assignment) != st.GetGeneration() || nodeOf(v.assignment) != w.agent.id {
-			continue // moved or deleted meanwhile
+		if !ok || v.judge(w.agent.id, st.GetGeneration(), st.GetState()) != keep {
+			delete(due.cameras, id) // moved or deleted meanwhile
+			continue
 		}
 		if st.GetStateTime() == nil {
 			st.StateTime = stateTime(v, st, now)
 		}
 		if v.isObserved() && proto.Equal(v.observed.Status, st) {
+			delete(due.cameras, id)
 			continue
 		}
 		observations = append(observations, store.Observation{Camera: id, Status: st, Assignment: v.assignment.Revision})
 	}
 	if len(observations) == 0 {
-		return wait, nil
+		return nil, nil, nil
 	}
 	revs, err := w.agent.server.store.Observe(ctx, observations)
-	if err != nil {
-		w.putBack(due, nil)
-		return 0, err
-	}
-	for _, o := range observations {
-		w.stored[o.Camera] = now
-	}
-	// What comes next is compared with what is in the cache.
-	return wait, w.agent.server.cache.wait(ctx, slices.Max(revs))
+	return revs, observations, err
 }
 
-// due takes from the reports what is to be stored now.
-func (w *writer) due(now time.Time) (due map[fleet.CameraID]*controlv1.CameraStatus, load *controlv1.NodeLoad, wait time.Duration) {
-	r := &w.agent.reports
+// storeReleases ends the moves of cameras that the node has let go of. It
+// returns those whose assignment has changed meanwhile.
+func (w *writer) storeReleases(ctx context.Context, gone map[fleet.CameraID]int64) (map[fleet.CameraID]int64, error) {
+	srv := w.agent.server
+	var assignments []*store.Assignment
+	for id, generation := range gone {
+		if v, _ := srv.cache.camera(id); v.releases(w.agent.id, generation) {
+			assignments = append(assignments, v.assignment)
+		}
+	}
+	if len(assignments) == 0 {
+		return nil, nil
+	}
+	revs, err := srv.store.Release(ctx, assignments)
+	if err != nil {
+		return nil, err
+	}
+	refused := make(map[fleet.CameraID]int64)
+	for i, a := range assignments {
+		if revs[i] == 0 {
+			refused[a.Camera] = a.FromGeneration
+		}
+	}
+	return refused, srv.cache.wait(ctx, slices.Max(revs))
+}
+
+// dueReports is what is to be stored now.
+type dueReports struct {
+	cameras map[fleet.CameraID]*controlv1.CameraStatus
+	gone    map[fleet.CameraID]int64
+	node    nodeReport
+}
+
+// due takes from the reports what is to be stored now, and returns when more
+// will be; 0: nothing.
+func (w *writer) due(now time.Time) (due dueReports, wait time.Duration) {
+	r := w.agent.reports
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	later := func(d time.Duration) {
-		if wait == 0 || d < wait {
-			wait = d
-		}
-	}
-	if r.newLoad != nil {
+	due.cameras = make(map[fleet.CameraID]*controlv1.CameraStatus)
+	due.gone, r.gone = r.gone, make(map[fleet.CameraID]int64)
+	due.node.leaving, due.node.again = r.node.leaving, r.node.again
+	r.node.leaving, r.node.again = false, false
+	if r.node.load != nil {
 		if d := w.loadTime.Add(figuresEvery).Sub(now); d > 0 {
-			later(d)
+			wait = d
 		} else {
-			load, r.newLoad = r.newLoad, nil
+			due.node.load, r.node.load = r.node.load, nil
 		}
 	}
-	due = make(map[fleet.CameraID]*controlv1.CameraStatus)
 	for id, st := range r.pending {
 		v, _ := w.agent.server.cache.camera(id)
+		switch v.judge(w.agent.id, st.GetGeneration(), st.GetState()) {
+		case later: // the stream pokes when the assignment has changed
+			continue
+		case drop:
+			delete(r.pending, id)
+			continue
+		case keep:
+		}
 		if d := w.stored[id].Add(figuresEvery).Sub(now); d > 0 && v.isObserved() && sameButFigures(v.observed.Status, st) {
-			later(d)
+			wait = sooner(wait, d)
 			continue
 		}
-		due[id] = st
+		due.cameras[id] = st
 		delete(r.pending, id)
 	}
 	for id, t := range w.stored {
@@ -262,42 +372,57 @@ func (w *writer) due(now time.Time) (due map[fleet.CameraID]*controlv1.CameraSta
 			delete(w.stored, id)
 		}
 	}
-	return due, load, wait
+	return due, wait
 }
 
 // putBack returns what could not be stored, unless newer reports have come.
-func (w *writer) putBack(due map[fleet.CameraID]*controlv1.CameraStatus, load *controlv1.NodeLoad) {
-	r := &w.agent.reports
+func (w *writer) putBack(due dueReports) {
+	r := w.agent.reports
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id, st := range due {
+	for id, st := range due.cameras {
 		if _, ok := r.pending[id]; !ok {
 			r.pending[id] = st
 		}
 	}
-	if r.newLoad == nil {
-		r.newLoad = load
+	for id, generation := range due.gone {
+		r.gone[id] = max(r.gone[id], generation)
 	}
+	if r.node.load == nil {
+		r.node.load = due.node.load
+	}
+	r.node.leaving = r.node.leaving || due.node.leaving
+	r.node.again = r.node.again || due.node.again
 }
 
-// storeLoad stores the node's load.
-func (w *writer) storeLoad(ctx context.Context, load *controlv1.NodeLoad) error {
+// storeNode stores what there is to store of the node.
+func (w *writer) storeNode(ctx context.Context, report nodeReport, now time.Time) error {
 	a := w.agent
 	a.mu.Lock()
-	if proto.Equal(a.node.GetLoad(), load) {
+	node := proto.CloneOf(a.node)
+	if report.load != nil {
+		node.Load = report.load
+	}
+	node.Leaving = node.GetLeaving() || report.leaving
+	if !report.again && proto.Equal(a.node, node) {
 		a.mu.Unlock()
 		return nil
 	}
-	node := proto.CloneOf(a.node)
-	node.Load = load
 	a.node = node
 	lease := a.lease
 	a.mu.Unlock()
-	_, err := lease.Update(ctx, a.id, node)
-	if errors.Is(err, store.ErrSuperseded) {
+	rev, err := lease.Update(ctx, a.id, node)
+	switch {
+	case errors.Is(err, store.ErrSuperseded):
 		return nil // hold or run will see to it
+	case err != nil:
+		return err
 	}
-	return err
+	a.wrote(rev)
+	if report.load != nil {
+		w.loadTime = now
+	}
+	return nil
 }
 
 // stateTime returns since when a camera is in the state of a status.

@@ -211,10 +211,8 @@ func (c *cache) changedBy(from int64, events []store.Event) *changed {
 			}
 		case e.Assignment != nil:
 			ch.cameras[e.Assignment.Camera] = struct{}{}
-			for _, id := range []fleet.NodeID{nodeOf(e.Assignment), nodeOf(e.Before)} {
-				if id != "" {
-					ch.nodes[id] = struct{}{}
-				}
+			for _, id := range append(nodesOf(e.Assignment), nodesOf(e.Before)...) {
+				ch.nodes[id] = struct{}{}
 			}
 		}
 	}

@@ -1,0 +1,157 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"fanlight/controlplane/store"
+	"fanlight/internal/rpc"
+)
+
+// probeEvery is how often a node whose stream broke is asked whether its
+// process still listens.
+const probeEvery = 50 * time.Millisecond
+
+// hold renews the lease until ctx ends, and gets a new one when it is lost. A
+// replica that can't soon ends the stream: without a lease the node must not
+// believe itself connected, and another replica may have what this one lacks.
+func (a *agent) hold(ctx context.Context) {
+	for {
+		a.mu.Lock()
+		lease := a.lease
+		a.mu.Unlock()
+		err := lease.Renew(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		a.server.metrics.leaseLosses.Inc()
+		a.log.Warn("node's lease lost; registering it anew", "error", err)
+		switch err := a.registerAgain(ctx, lease); {
+		case err == nil:
+		case errors.Is(err, store.ErrSuperseded):
+			a.end(errReplaced)
+			return
+		default:
+			a.end(fmt.Errorf("the node's lease is lost and can't be had anew: %w", err))
+			return
+		}
+	}
+}
+
+// registerAgain is register within a time that the single-session cameras of
+// the node can bear, see afterLease.
+func (a *agent) registerAgain(ctx context.Context, lost *store.Lease) error {
+	ctx, cancel := context.WithTimeout(ctx, registerAgainTimeout)
+	defer cancel()
+	backoff := rpc.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond}
+	for {
+		err := a.register(ctx, lost)
+		if err == nil || errors.Is(err, store.ErrSuperseded) || backoff.Sleep(ctx) != nil {
+			return err
+		}
+	}
+}
+
+// release revokes the lease if the node does not come back within the grace, or
+// at once if its process has ended. A lease that the node's key is no longer
+// under takes nothing with it. When this replica stops, the node will find
+// another: the lease is left alone. cause is why the stream ended.
+func (a *agent) release(cause error) {
+	srv := a.server
+	ctx, cancel := context.WithTimeout(context.Background(), srv.cfg.NodeGrace)
+	defer cancel()
+	gone := make(chan struct{})
+	var probe sync.WaitGroup
+	defer probe.Wait()
+	defer cancel()
+	switch {
+	case a.leaving() && cause == nil:
+		close(gone) // it said that it would go, and ended the stream
+	case !errors.Is(cause, errReplaced):
+		probe.Go(func() {
+			if a.hasEnded(ctx) {
+				close(gone)
+			}
+		})
+	}
+	select {
+	case <-gone:
+		a.log.Info("node's process has ended")
+	case <-ctx.Done():
+	case <-srv.stop:
+		return
+	}
+	a.revoke()
+}
+
+// revoke ends the lease. If the node's key may be older than the leader's
+// election, it is written once more before: the leader then knows that the node
+// was alive, and does not wait for it to come back.
+func (a *agent) revoke() {
+	a.mu.Lock()
+	lease, node, written := a.lease, a.node, a.revision
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), a.server.cfg.LeaseTTL)
+	defer cancel()
+	if written <= a.server.announced.Load() {
+		if _, err := lease.Update(ctx, a.id, node); err != nil && !errors.Is(err, store.ErrSuperseded) {
+			a.log.Warn("node's end not told", "error", err)
+		}
+	}
+	if err := lease.Revoke(ctx); err != nil {
+		a.log.Warn("node's lease not revoked; it will run out", "error", err)
+	}
+}
+
+// hasEnded tells whether the node's process has ended: nobody listens any more
+// at the address where gateways reach it, on a machine that says so. It asks
+// again until ctx ends, for a process that is just ending, and returns false
+// if it does not know.
+func (a *agent) hasEnded(ctx context.Context) bool {
+	a.mu.Lock()
+	address := a.node.GetSessionAddress()
+	a.mu.Unlock()
+	var d net.Dialer
+	for {
+		conn, err := d.DialContext(ctx, "tcp", address)
+		switch {
+		case err == nil:
+			_ = conn.Close() // nothing was said on it
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return true
+		default:
+			return false
+		}
+		pause(ctx, probeEvery)
+		if ctx.Err() != nil {
+			return false
+		}
+	}
+}
+
+// leaving tells whether the node has said that it is about to stop.
+func (a *agent) leaving() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.node.GetLeaving()
+}
+
+// announce has every node that is connected here registered once more, since
+// a leader was elected or was cut off: it takes for alive who is registered
+// after that, and moves their cameras at once when they go.
+func (s *Server) announce(revision int64) {
+	s.announced.Store(revision)
+	s.mu.Lock()
+	agents := slices.Collect(maps.Values(s.agents))
+	s.mu.Unlock()
+	for _, a := range agents {
+		a.reports.touch()
+	}
+}
