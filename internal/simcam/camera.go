@@ -47,6 +47,7 @@ type camera struct {
 	until            time.Time // zero: the fault stays
 	sessions         map[*gortsplib.ServerSession]struct{}
 	plays            int
+	peak             int // the most sessions there ever were at once
 	keyframeRequests int
 	keyframeWanted   bool
 }
@@ -204,7 +205,7 @@ func (c *camera) status(url string) Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return Status{
-		Camera: c.name, URL: url, Plays: c.plays, Sessions: len(c.sessions),
+		Camera: c.name, URL: url, Plays: c.plays, Sessions: len(c.sessions), Peak: c.peak,
 		KeyframeRequests: c.keyframeRequests, Fault: c.currentFault(time.Now()).String(),
 	}
 }

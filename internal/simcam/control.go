@@ -9,7 +9,7 @@ import (
 
 // Handler returns an HTTP handler to watch the cameras and to set faults:
 //
-//	GET  /cameras                                      {"cameras": [{"camera", "url", "plays", "sessions", "keyframe_requests", "fault"}]}
+//	GET  /cameras                                      {"cameras": [{"camera", "url", "plays", "sessions", "peak", "keyframe_requests", "fault"}]}
 //	POST /cameras/{camera}/fault?kind=freeze&for=5s    one of them, after the fault was set
 //
 // kind is a fault's name, as [ParseFault] knows them; for is how long the fault

@@ -77,6 +77,11 @@ func (s *Server) Sessions(camera string) int {
 	return s.status(camera).Sessions
 }
 
+// Peak returns the most RTSP sessions that ever played a camera at once.
+func (s *Server) Peak(camera string) int {
+	return s.status(camera).Peak
+}
+
 // KeyframeRequests returns how many picture loss indications (RTCP PLI) a camera
 // has got, ever.
 func (s *Server) KeyframeRequests(camera string) int {
@@ -89,6 +94,7 @@ type Status struct {
 	URL              string `json:"url"`
 	Plays            int    `json:"plays"`             // PLAY requests accepted, ever
 	Sessions         int    `json:"sessions"`          // that play now
+	Peak             int    `json:"peak"`              // the most sessions that ever played at once
 	KeyframeRequests int    `json:"keyframe_requests"` // RTCP PLI, ever
 	Fault            string `json:"fault"`
 }

@@ -51,6 +51,7 @@ func (h *handler) OnPlay(ctx *gortsplib.ServerHandlerOnPlayCtx) (*base.Response,
 	defer cam.mu.Unlock()
 	cam.plays++
 	cam.sessions[ctx.Session] = struct{}{}
+	cam.peak = max(cam.peak, len(cam.sessions))
 	h.s.log.Info("play", "camera", cam.name, "remote", ctx.Conn.NetConn().RemoteAddr().String())
 	return res, nil
 }

@@ -17,7 +17,8 @@ packages=("$@")
   gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly
   gstreamer1.0-x # timeoverlay
   vlc-bin vlc-plugin-base
-  util-linux # setpriv
+  util-linux # setpriv, unshare
+  iproute2 iptables # hosts that are cut off
   chromium
 )
 
