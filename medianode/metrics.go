@@ -127,7 +127,7 @@ func newCameraMetrics(s *metrics.Set) cameraMetrics {
 		failures:  s.Sampled(metrics.KindCounter, "fanlight_camera_failures_total", "Attempts to pull the camera that failed, and losses of a live camera, by the reason of docs/errors.md in lower case. Each is followed by another attempt.", camera, "reason"),
 		bitrate:   s.Sampled(metrics.KindGauge, "fanlight_camera_ingress_bytes_per_second", "Bytes from the camera in the last second.", camera),
 		fps:       s.Sampled(metrics.KindGauge, "fanlight_camera_frames_per_second", "Pictures from the camera in the last second.", camera),
-		interval:  s.Sampled(metrics.KindGauge, "fanlight_camera_keyframe_interval_seconds", "Time between the camera's last two keyframes. A new viewer, and one that has lost packets, waits for the next.", camera),
+		interval:  s.Sampled(metrics.KindGauge, "fanlight_camera_keyframe_interval_seconds", "Time between the camera's last two keyframes; 0: there have not been two. A viewer that can begin with none waits for the next.", camera),
 	}
 }
 
@@ -289,9 +289,7 @@ func (m *nodeMetrics) sampleCamera(k metrics.Sink, c *camera) {
 	k.Put(cm.dropped, float64(l.drops.Overflow+l.drops.AwaitingKeyframe), id)
 	k.Put(cm.bitrate, float64(stats.BitrateBPS)/8, id)
 	k.Put(cm.fps, stats.FramesPerSecond, id)
-	if stats.KeyframeInterval > 0 {
-		k.Put(cm.interval, stats.KeyframeInterval.Seconds(), id)
-	}
+	k.Put(cm.interval, stats.KeyframeInterval.Seconds(), id)
 	c.failures.each(func(reason string, n int) { k.Put(cm.failures, float64(n), id, reason) })
 	m.sampleInfo(k, id, status, stats)
 }
