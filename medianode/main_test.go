@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +40,8 @@ type controlPlane struct {
 	applied []*controlv1.Applied
 	loads   []*controlv1.NodeLoad
 	seen    map[string][]*controlv1.ObservedCamera
+	gone    []string // "camera generation", as released
+	leaves  int
 	down    bool // streams end, and new ones are refused
 }
 
@@ -100,6 +103,19 @@ func (p *controlPlane) waitState(t *testing.T, camera string, state controlv1.Ca
 	return last
 }
 
+// waitReleased waits until exactly these assignments have been released, in
+// order, since the last such wait.
+func (p *controlPlane) waitReleased(t *testing.T, want ...string) {
+	t.Helper()
+	p.wait(t, fmt.Sprintf("%v to be released", want), func() bool { return len(p.gone) >= len(want) })
+	p.update(func() {
+		if !slices.Equal(p.gone, want) {
+			t.Errorf("released: %v, want %v", p.gone, want)
+		}
+		p.gone = nil
+	})
+}
+
 func (p *controlPlane) Sync(stream controlv1.AgentService_SyncServer) error {
 	first, err := stream.Recv()
 	if err != nil {
@@ -126,6 +142,12 @@ func (p *controlPlane) Sync(stream controlv1.AgentService_SyncServer) error {
 			p.update(func() {
 				if m.GetApplied() != nil {
 					p.applied = append(p.applied, m.GetApplied())
+				}
+				if m.GetLeave() != nil {
+					p.leaves++
+				}
+				for _, a := range m.GetReport().GetReleased() {
+					p.gone = append(p.gone, fmt.Sprintf("%s %d", a.GetCamera(), a.GetGeneration()))
 				}
 				if m.GetReport().GetLoad() != nil {
 					p.loads = append(p.loads, m.GetReport().GetLoad())
@@ -256,6 +278,13 @@ func (r *rig) desired(camera string, generation int64) *controlv1.DesiredCamera 
 	return &controlv1.DesiredCamera{Generation: generation, Camera: &controlv1.Camera{
 		Name: "cameras/" + camera, Profiles: []*controlv1.Profile{{Id: "main", Url: r.cameras.URL(camera), Transport: controlv1.Profile_TRANSPORT_TCP}},
 	}}
+}
+
+// moving is desired with a part in a move.
+func (r *rig) moving(camera string, generation int64, p part) *controlv1.DesiredCamera {
+	d := r.desired(camera, generation)
+	d.Part = p
+	return d
 }
 
 // watcher is a viewer with its session, as a gateway would have it.

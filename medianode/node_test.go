@@ -451,9 +451,9 @@ func TestServerStops(t *testing.T) {
 	}
 }
 
-// The session of a gateway that does not read ends.
+// The stream of a gateway that does not read ends, and its session is an orphan.
 func TestDeafGateway(t *testing.T) {
-	r := newRig(t, simcam.Config{Cameras: []string{"lobby"}}, Config{})
+	r := newRig(t, simcam.Config{Cameras: []string{"lobby"}}, Config{OrphanTimeout: 100 * time.Millisecond})
 	r.control.want(r.desired("lobby", 1))
 	r.control.waitState(t, "lobby", controlv1.CameraStatus_STATE_LIVE)
 	v, err := viewertest.New(viewertest.Config{})
