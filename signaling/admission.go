@@ -3,6 +3,7 @@ package signaling
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,6 +11,17 @@ import (
 	"fanlight/internal/fleet"
 	"fanlight/signaling/viewer"
 )
+
+// admission is who may come in, from where, and how much each may have.
+type admission struct {
+	// Static.
+	auth    *viewer.Verifier // nil: everyone may view
+	origins origins
+	proxies []netip.Prefix
+
+	connections tally // by viewer, and by address
+	sessions    tally // by viewer, or by address where tokens name nobody
+}
 
 // tally counts what each viewer or address has, and refuses what is too much.
 type tally struct {

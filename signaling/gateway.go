@@ -148,25 +148,21 @@ func (l Limits) withDefaults() Limits {
 // Gateway is one signaling process.
 type Gateway struct {
 	// Static after New.
-	log         *slog.Logger
-	control     controlv1.RouteServiceClient
-	auth        *viewer.Verifier
-	ice         ICE
-	limits      Limits
-	origins     origins
-	tag         string // of this process, in the ids of its WHEP sessions
-	proxies     []netip.Prefix
-	routes      *route.Table
-	nodes       *nodes
-	stats       *figures
-	assets      *assets
-	connections tally
-	sessions    tally
-	moves       *rate.Limiter // of sessions that their node still serves
-	handler     http.Handler
-	metrics     *gatewayMetrics
-	stopping    chan struct{} // closed when Run's context has ended
+	log      *slog.Logger
+	control  controlv1.RouteServiceClient
+	ice      ICE
+	limits   Limits
+	tag      string // of this process, in the ids of its WHEP sessions
+	routes   *route.Table
+	nodes    *nodes
+	stats    *figures
+	assets   *assets
+	moves    *rate.Limiter // of sessions that their node still serves
+	handler  http.Handler
+	metrics  *gatewayMetrics
+	stopping chan struct{} // closed when Run's context has ended
 
+	admission
 	websockets atomic.Int64 // that are open
 
 	work sync.WaitGroup // what begin has let in
@@ -199,20 +195,20 @@ func New(cfg Config) (*Gateway, error) {
 		return nil, fmt.Errorf("gateway: assets: %w", err)
 	}
 	g := &Gateway{
-		log:         cfg.Log,
-		control:     controlv1.NewRouteServiceClient(cfg.ControlPlane),
-		auth:        cfg.Auth,
-		ice:         cfg.ICE,
-		limits:      cfg.Limits.withDefaults(),
-		origins:     allowed,
-		tag:         rand.Text()[:8],
-		proxies:     cfg.TrustedProxies,
-		nodes:       &nodes{dial: cfg.DialNode, conns: make(map[string]*nodeConn)},
-		assets:      files,
-		connections: tally{counts: make(map[string]int)},
-		sessions:    tally{counts: make(map[string]int)},
-		stopping:    make(chan struct{}),
-		wheps:       make(map[string]*whep),
+		log:     cfg.Log,
+		control: controlv1.NewRouteServiceClient(cfg.ControlPlane),
+		ice:     cfg.ICE,
+		limits:  cfg.Limits.withDefaults(),
+		tag:     rand.Text()[:8],
+		nodes:   &nodes{dial: cfg.DialNode, conns: make(map[string]*nodeConn)},
+		assets:  files,
+		admission: admission{
+			auth: cfg.Auth, origins: allowed, proxies: cfg.TrustedProxies,
+			connections: tally{counts: make(map[string]int)},
+			sessions:    tally{counts: make(map[string]int)},
+		},
+		stopping: make(chan struct{}),
+		wheps:    make(map[string]*whep),
 	}
 	g.moves = rate.NewLimiter(rate.Limit(g.limits.MoveRate), max(1, g.limits.MoveRate/10))
 	cfg.Routes.Client, cfg.Routes.Log = g.control, cfg.Log

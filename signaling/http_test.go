@@ -283,7 +283,7 @@ func TestAssets(t *testing.T) {
 }
 
 func TestRemote(t *testing.T) {
-	g := &Gateway{proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+	g := &Gateway{admission: admission{proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}}
 	for _, test := range []struct {
 		addr      string
 		forwarded []string

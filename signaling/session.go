@@ -84,13 +84,9 @@ type session struct {
 	hasMoved atomic.Bool                      // the browser has been told to move
 
 	// Owned by run.
-	used       route.Route // that stream, or the one that was lost, was opened with
-	seen       route.Route // the last one found to lead to the stream's node
-	began      time.Time   // when stream was opened
-	stream     *nodeStream
-	closing    sync.WaitGroup                           // streams before it that are being closed
-	node       mediav1.SessionService_OpenSessionClient // nil until the stream is open
-	candidates []*mediav1.OpenSessionRequest            // until the first answer
+	leg
+	closing    sync.WaitGroup                // streams before leg's that are being closed
+	candidates []*mediav1.OpenSessionRequest // until the first answer
 	answered   bool
 	moved      bool
 	turn       *rate.Reservation // to be told to move; nil: none is waited for
@@ -98,6 +94,15 @@ type session struct {
 	next       time.Time         // of the next thing to do without being asked; zero: nothing
 	backoff    rpc.Backoff
 	told       outbound // the last state
+}
+
+// leg is the part of a session's way that one node goes with it.
+type leg struct {
+	used   route.Route                              // that stream, or the one that was lost, was opened with
+	seen   route.Route                              // the last one found to lead to the stream's node
+	began  time.Time                                // when stream was opened
+	stream *nodeStream                              // nil: there is none
+	node   mediav1.SessionService_OpenSessionClient // nil until the stream is open
 }
 
 // run is the session's life, until ctx is cancelled with errLeft or errLost. It
