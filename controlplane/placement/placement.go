@@ -6,23 +6,40 @@
 //
 // A node may take a camera if it has the labels that the camera asks for, is
 // not being drained, and has room for one more camera and for its bit rate.
-// Among these the camera goes to the node that is least loaded after taking it;
-// load is the fullest of its dimensions. Nodes that are equally loaded are told
-// apart by rendezvous hashing, so that replicas agree and so that a fleet that
-// loses a node spreads its cameras over all the others.
+// Among these the camera goes to the node that is least loaded after taking it.
+// Load is the fullest of a node's dimensions: cameras and ingress, which follow
+// from what it was given, and viewers and egress, which it reports. Nodes that
+// are equally loaded are told apart by the camera's hash, so that a fleet that
+// loses a node spreads its cameras over all the others; docs/adr/0005 says how.
+// It takes the logarithm of the number of nodes, per camera and per kind of
+// node: those of one capacity are a kind.
+//
+// # Capacity
+//
+// No camera is ever put on a node beyond its capacity in cameras or ingress.
+// Viewers and egress are demand, not supply, and come after the camera has its
+// place: they weigh in the load, and a node that has reached its capacity in
+// them is given cameras only when no other can take them. They do not keep a
+// camera from the only node that could pull it, and no camera is taken from a
+// node for them: its viewers would come along.
 //
 // # What it leaves alone
 //
 // A plan is sticky: a camera stays where it is unless it must leave (its node
 // is gone, lacks a label that the camera asks for, or the camera is disabled),
 // should leave (its node is being drained or over its capacity) and another
-// node can take it, or rebalancing was asked for and gains more than it costs.
+// node can take it, or balance asks for it.
 // A camera that should leave but that nobody can take stays and is listed in
 // [Result.Stranded]: a picture is worth more than a limit.
 //
-// No camera is ever put on a node beyond its capacity in cameras or ingress.
-// Viewers and egress are demand, not supply: they weigh in a node's load but do
-// not keep a camera from the only node that could pull it.
+// # Balance
+//
+// A plan that was allowed moves, and has nothing more urgent to place, moves
+// cameras from the most loaded nodes to the least loaded, as when a node has
+// joined. A move must leave its new node loaded at least a fifth less than its
+// old one was. So every move makes the higher of two loads lower, nothing moves
+// back, and moves come to an end: once the most loaded node is ahead of the
+// least loaded by no more than a quarter and one camera.
 //
 // # Two ways in
 //
@@ -56,9 +73,19 @@ const (
 	AssumedIngressBPS = AssumedCameras * AssumedBitrateBPS
 )
 
-// rebalanceGain is how much a move must lower the load, as a share of a full
-// node, to be worth a viewer's reconnection.
-const rebalanceGain = 0.05
+// What bounds and weighs.
+const (
+	// maxBitrateBPS is what a higher bit rate counts as, so that no sum of them
+	// overflows.
+	maxBitrateBPS = 1 << 40
+	// lastResort is added to the load of a node that has as many viewers as it
+	// may, or sends them as much.
+	lastResort = 1_000
+	// rebalanceShare is how much less than the old node, as a share of the old
+	// node's load, the new one must be loaded after a move to be worth a viewer's
+	// change of connection.
+	rebalanceShare = 0.2
+)
 
 // Camera is what placement knows of a camera.
 type Camera struct {
@@ -72,6 +99,7 @@ type Camera struct {
 	// A camera that accepts one is never moved for balance alone: the new node
 	// could not pull before the old one has let go.
 	MaxSessions int
+	Moving      bool // on its way already: not to be moved again for balance alone
 }
 
 // Node is what placement knows of a node that is alive.
@@ -101,8 +129,8 @@ type Assignment struct {
 
 // Options change how a plan is made. The zero value is the default.
 type Options struct {
-	// MaxMoves is how many cameras this plan may move for balance alone.
-	// 0: none. Callers subtract the moves that are still in flight.
+	// MaxMoves is how many cameras this plan may move for balance alone, if it
+	// places no other. 0: none. Callers subtract the moves still in flight.
 	MaxMoves int
 }
 

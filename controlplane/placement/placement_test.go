@@ -199,6 +199,51 @@ func TestPlan(t *testing.T) {
 			want:    map[fleet.CameraID]Assignment{"c": {Node: "n"}},
 		},
 		{
+			name:    "a camera that is on its way stays on it",
+			cameras: []Camera{{ID: "a", Moving: true}, {ID: "b", Moving: true}, {ID: "c"}},
+			nodes:   []Node{{ID: "m", Capacity: Capacity{Cameras: 4}}, {ID: "n", Capacity: Capacity{Cameras: 4}}},
+			current: places{"a": "m", "b": "m", "c": "m"},
+			opt:     Options{MaxMoves: 10},
+			want:    map[fleet.CameraID]Assignment{"c": {Node: "n"}},
+		},
+		{
+			name:    "rebalancing waits while there is something to place",
+			cameras: []Camera{{ID: "a"}, {ID: "b"}, {ID: "c"}, {ID: "d"}},
+			nodes:   []Node{{ID: "m"}, {ID: "n"}},
+			current: places{"a": "m", "b": "m", "c": "m"},
+			opt:     Options{MaxMoves: 10},
+			want:    map[fleet.CameraID]Assignment{"d": {Node: "n"}},
+		},
+		{
+			name:    "rebalancing does not wait for what nobody can take",
+			cameras: []Camera{{ID: "a"}, {ID: "b"}, {ID: "c"}, {ID: "d", Selector: zoneA}},
+			nodes:   []Node{{ID: "m"}, {ID: "n"}},
+			current: places{"a": "m", "b": "m", "c": "m"},
+			opt:     Options{MaxMoves: 10},
+			want:    map[fleet.CameraID]Assignment{"a": {Node: "n"}, "d": {Reason: NoMatchingNode}},
+		},
+		{
+			name:    "nodes without limits are balanced too",
+			cameras: []Camera{{ID: "a"}, {ID: "b"}, {ID: "c"}, {ID: "d"}},
+			nodes:   []Node{{ID: "m"}, {ID: "n"}},
+			current: places{"a": "m", "b": "m", "c": "m", "d": "m"},
+			opt:     Options{MaxMoves: 10},
+			want:    map[fleet.CameraID]Assignment{"a": {Node: "n"}, "b": {Node: "n"}},
+		},
+		{
+			name:    "a camera less is no reason to move one",
+			cameras: []Camera{{ID: "a"}, {ID: "b"}, {ID: "c"}},
+			nodes:   []Node{{ID: "m"}, {ID: "n"}},
+			current: places{"a": "m", "b": "m", "c": "n"},
+			opt:     Options{MaxMoves: 10},
+		},
+		{
+			name:    "a node with all its viewers is the last resort",
+			cameras: []Camera{{ID: "a"}},
+			nodes:   []Node{{ID: "m", Capacity: Capacity{Cameras: 10, EgressBPS: mbit}, EgressBPS: mbit}, {ID: "n", Capacity: Capacity{Cameras: 1}}},
+			want:    map[fleet.CameraID]Assignment{"a": {Node: "n"}},
+		},
+		{
 			name:    "rebalancing cannot move viewers away from a camera",
 			cameras: []Camera{{ID: "a"}, {ID: "b"}},
 			nodes:   []Node{{ID: "m", Capacity: Capacity{Viewers: 10}, Viewers: 9}, {ID: "n"}},
@@ -247,13 +292,13 @@ func TestRefusalsSayWhatToChange(t *testing.T) {
 		want  string
 	}{
 		{nil, "no media node is connected"},
-		{[]Node{{ID: "m"}}, "no node has the labels rack=3,zone=a"},
-		{[]Node{{ID: "m", Labels: zoneA, Draining: true}}, "every node with the labels rack=3,zone=a is being drained"},
-		{[]Node{{ID: "m", Labels: zoneA, Capacity: full}}, "the only node with the labels rack=3,zone=a is full"},
-		{[]Node{{ID: "m", Labels: zoneA, Capacity: full}, {ID: "n", Labels: zoneA, Capacity: full}}, "all 2 nodes with the labels rack=3,zone=a are full"},
+		{[]Node{{ID: "m"}}, "no ready node matches rack=3,zone=a; give a node these labels"},
+		{[]Node{{ID: "m", Labels: zoneA, Draining: true}}, "every node that matches rack=3,zone=a is being drained; undrain one"},
+		{[]Node{{ID: "m", Labels: zoneA, Capacity: full}}, "no ready node that matches rack=3,zone=a has 4.0 Mbit/s of ingress left; add a node"},
+		{[]Node{{ID: "m", Labels: zoneA, Capacity: Capacity{Cameras: 1}}, {ID: "n", Labels: zoneA, Draining: true}}, "every ready node that matches rack=3,zone=a is full; add a node"},
 	}
 	for _, tt := range tests {
-		got := Plan([]Camera{{ID: "c", Selector: zoneA}}, tt.nodes, nil, Options{}).Assignments["c"].Message
+		got := Plan([]Camera{{ID: "b", Selector: zoneA}, {ID: "c", Selector: zoneA}}, tt.nodes, nil, Options{}).Assignments["c"].Message
 		if !strings.HasPrefix(got, tt.want) {
 			t.Errorf("got %q, want %q…", got, tt.want)
 		}
@@ -281,16 +326,16 @@ func TestLostNodeSpreads(t *testing.T) {
 	}
 }
 
-// The order of equally loaded nodes is part of what replicas of different
-// versions must agree on.
-func TestRanksNeverChange(t *testing.T) {
+// Where a camera goes among equally loaded nodes is part of what replicas of
+// different versions must agree on.
+func TestTiesNeverChange(t *testing.T) {
 	var got []fleet.NodeID
 	nodes := []Node{{ID: "node-0"}, {ID: "node-1"}, {ID: "node-2"}, {ID: "node-3"}}
 	for i := range 8 {
 		id := fleet.CameraID(fmt.Sprintf("camera-%d", i))
 		got = append(got, Plan([]Camera{{ID: id}}, nodes, nil, Options{}).Assignments[id].Node)
 	}
-	want := []fleet.NodeID{"node-0", "node-2", "node-2", "node-0", "node-1", "node-3", "node-2", "node-2"}
+	want := []fleet.NodeID{"node-3", "node-3", "node-3", "node-0", "node-2", "node-1", "node-3", "node-1"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -8,8 +8,9 @@ import (
 	"fanlight/internal/fleet"
 )
 
-// Plan decides where each camera that is not settled goes, and moves at most
-// opt.MaxMoves of the others for balance. It changes nothing in the planner.
+// Plan decides where each camera that is not settled goes. If it places none,
+// it moves at most opt.MaxMoves of the others for balance. It changes nothing in
+// the planner.
 func (p *Planner) Plan(opt Options) Result {
 	for _, n := range p.alive {
 		n.plan = planned{cameras: len(n.cameras), ingress: n.ingress}
@@ -22,42 +23,65 @@ func (p *Planner) Plan(opt Options) Result {
 		todo = append(todo, cam)
 	}
 	todo = append(todo, p.evict()...)
-	slices.SortFunc(todo, hardestFirst)
 
 	res := Result{Assignments: make(map[fleet.CameraID]Assignment, len(todo)), Stranded: make(map[fleet.CameraID]fleet.Reason)}
-	refusals := make(map[*group]Assignment)
-	for _, cam := range todo {
-		p.settle(cam, refusals, &res)
+	placed := 0
+	for _, cameras := range byGroup(todo) {
+		placed += p.settle(cameras, &res)
 	}
-	p.rebalance(opt.MaxMoves, &res)
+	if placed == 0 {
+		p.rebalance(opt.MaxMoves, &res)
+	}
 	return res
 }
 
-// settle finds a place for one camera. refusals has what refusal said before:
-// thousands of cameras may be refused alike.
-func (p *Planner) settle(cam *camera, refusals map[*group]Assignment, res *Result) {
-	if cam.disabled {
-		res.Assignments[cam.id] = Assignment{Reason: Disabled, Message: "the camera is disabled"}
-		return
+// byGroup sorts cameras by how hard they are to place: those that few nodes fit
+// first, group by group, of which each has the large ones first.
+func byGroup(cameras []*camera) [][]*camera {
+	lists := make(map[*group][]*camera)
+	for _, cam := range cameras {
+		lists[cam.group] = append(lists[cam.group], cam)
 	}
-	if to, _ := cam.group.best(cam); to != nil {
-		to.take(cam)
-		res.Assignments[cam.id] = Assignment{Node: to.ID}
-		return
+	out := make([][]*camera, 0, len(lists))
+	for _, list := range lists {
+		slices.SortFunc(list, largestFirst)
+		out = append(out, list)
 	}
-	refused, ok := refusals[cam.group]
-	if !ok {
-		refused = p.refusal(cam.group)
-		refusals[cam.group] = refused
+	slices.SortFunc(out, func(a, b []*camera) int {
+		x, y := a[0].group, b[0].group
+		return cmp.Or(cmp.Compare(len(x.nodes), len(y.nodes)), cmp.Compare(x.key, y.key))
+	})
+	return out
+}
+
+// settle finds places for cameras of one group, and returns for how many.
+func (p *Planner) settle(cameras []*camera, res *Result) int {
+	g := cameras[0].group
+	p.index.build(g.nodes)
+	placed := 0
+	for _, cam := range cameras {
+		if cam.disabled {
+			res.Assignments[cam.id] = Assignment{Reason: Disabled, Message: "the camera is disabled"}
+			continue
+		}
+		if to, _ := p.index.best(cam.bitrate, cam.hash); to != nil {
+			to.take(cam)
+			p.index.refresh(to)
+			res.Assignments[cam.id] = Assignment{Node: to.ID}
+			placed++
+			continue
+		}
+		refused := p.refusal(cam)
+		if cam.mustLeave() {
+			res.Assignments[cam.id] = refused
+			continue
+		}
+		if cam.at.plan.closed {
+			cam.at.take(cam) // evicted for capacity: back again
+		}
+		res.Stranded[cam.id] = refused.Reason
 	}
-	if cam.mustLeave() {
-		res.Assignments[cam.id] = refused
-		return
-	}
-	if cam.at.plan.closed {
-		cam.at.take(cam) // evicted for capacity: back again
-	}
-	res.Stranded[cam.id] = refused.Reason
+	return placed
 }
 
 // evict chooses the cameras that should leave nodes that are over their
@@ -88,70 +112,33 @@ func (p *Planner) evict() []*camera {
 	return out
 }
 
-// refusal says why no node takes a camera of a group.
-func (p *Planner) refusal(g *group) Assignment {
-	with := ""
+// refusal says why no node takes a camera. It says the same for as long as the
+// same is to be done: what is said is stored for each camera, and a number in it
+// that changes with each node that joins would have all of them stored anew.
+func (p *Planner) refusal(cam *camera) Assignment {
+	g, which := cam.group, ""
 	if g.key != "" {
-		with = " with the labels " + g.key
+		which = " that matches " + g.key
 	}
-	ready := 0
+	ready, room := false, false
 	for _, n := range g.nodes {
-		if !n.Draining {
-			ready++
+		ready = ready || !n.Draining
+		if room = n.leaf() != closed; room {
+			break
 		}
 	}
 	switch {
 	case len(p.alive) == 0:
 		return Assignment{Reason: NoNode, Message: "no media node is connected; start one"}
 	case len(g.nodes) == 0:
-		return Assignment{Reason: NoMatchingNode, Message: "no node has the labels " + g.key + "; label a node so, or change the camera's selector"}
-	case ready == 0:
-		return Assignment{Reason: NoNode, Message: "every node" + with + " is being drained; start another or end a drain"}
-	case ready == 1:
-		return Assignment{Reason: NoCapacity, Message: "the only node" + with + " is full; add a node or raise its capacity"}
+		return Assignment{Reason: NoMatchingNode, Message: "no ready node matches " + g.key + "; give a node these labels, or change the camera's node selector"}
+	case !ready:
+		return Assignment{Reason: NoNode, Message: "every node" + which + " is being drained; undrain one, or add another"}
+	case room:
+		return Assignment{Reason: NoCapacity, Message: fmt.Sprintf("no ready node%s has %.1f Mbit/s of ingress left; add a node, or raise their capacity", which, float64(cam.bitrate)/1e6)}
 	default:
-		return Assignment{Reason: NoCapacity, Message: fmt.Sprintf("all %d nodes%s are full; add a node or raise their capacity", ready, with)}
+		return Assignment{Reason: NoCapacity, Message: "every ready node" + which + " is full; add a node, or raise their capacity"}
 	}
-}
-
-// best returns the node that is least loaded once it has taken the camera, and
-// that load; nil if none can. The camera's own node is not considered.
-func (g *group) best(cam *camera) (*node, float64) {
-	var (
-		to     *node
-		lowest float64
-		rank   uint64
-		ranked bool // whether rank has been computed for to
-	)
-	for _, n := range g.nodes {
-		if n == cam.at || !n.fits(cam) {
-			continue
-		}
-		load := n.loadWith(1, cam.bitrate)
-		switch {
-		case to == nil || load < lowest:
-			to, lowest, ranked = n, load, false
-		case load == lowest:
-			if !ranked {
-				rank, ranked = to.rank(cam), true
-			}
-			if r := n.rank(cam); r > rank {
-				to, rank = n, r
-			}
-		}
-	}
-	return to, lowest
-}
-
-// rank orders the nodes for a camera: rendezvous hashing (Thaler, Ravishankar
-// 1998).
-func (n *node) rank(cam *camera) uint64 { return mix(n.hash ^ cam.hash) }
-
-// fits tells whether a node may be given a camera.
-func (n *node) fits(cam *camera) bool {
-	return !n.Draining && !n.plan.closed &&
-		(n.Capacity.Cameras <= 0 || n.plan.cameras < n.Capacity.Cameras) &&
-		(n.Capacity.IngressBPS <= 0 || n.plan.ingress+cam.bitrate <= n.Capacity.IngressBPS)
 }
 
 // over tells whether a node has more than its capacity.
@@ -177,12 +164,9 @@ func (n *node) release(cam *camera) {
 	n.plan.ingress -= cam.bitrate
 }
 
-// hardestFirst orders cameras by how hard they are to place: those that few
-// nodes fit, then the large ones.
-func hardestFirst(a, b *camera) int {
-	return cmp.Or(cmp.Compare(len(a.group.nodes), len(b.group.nodes)), largestFirst(a, b))
-}
-
 func largestFirst(a, b *camera) int {
-	return cmp.Or(cmp.Compare(b.bitrate, a.bitrate), cmp.Compare(a.id, b.id))
+	if a.bitrate != b.bitrate {
+		return cmp.Compare(b.bitrate, a.bitrate)
+	}
+	return cmp.Compare(a.id, b.id)
 }

@@ -22,17 +22,18 @@ type Planner struct {
 	alive   []*node                // by id
 	groups  map[string]*group      // by selector
 	pending map[*camera]struct{}   // the cameras that are not settled
+	index   index                  // its memory, for the next group of a plan
 }
 
 // camera is a Camera and where it is.
 type camera struct {
-	id          fleet.CameraID
-	hash        uint64
-	bitrate     int64 // never 0
-	disabled    bool
-	maxSessions int
-	group       *group
-	at          *node // nil: nowhere
+	id       fleet.CameraID
+	hash     uint64
+	bitrate  int64 // never 0
+	disabled bool
+	fixed    bool // not to be moved for balance
+	group    *group
+	at       *node // nil: nowhere
 }
 
 // node is a node and what it has.
@@ -61,7 +62,7 @@ type group struct {
 	key      string // the selector in words, "rack=3,zone=a"; empty: any node
 	selector map[string]string
 	cameras  int
-	nodes    []*node // alive, by id
+	nodes    []*node // alive, by capacity and hash
 }
 
 // NewPlanner returns a planner of an empty fleet.
@@ -78,7 +79,7 @@ func newPlanner(cameras, nodes int) *Planner {
 
 // PutCamera adds a camera or changes it; where it is assigned stays.
 func (p *Planner) PutCamera(c Camera) {
-	bitrate := c.BitrateBPS
+	bitrate := min(c.BitrateBPS, maxBitrateBPS)
 	if bitrate <= 0 {
 		bitrate = AssumedBitrateBPS
 	}
@@ -90,7 +91,7 @@ func (p *Planner) PutCamera(c Camera) {
 	if cam.at != nil {
 		cam.at.ingress += bitrate - cam.bitrate
 	}
-	cam.bitrate, cam.disabled, cam.maxSessions = bitrate, c.Disabled, c.MaxSessions
+	cam.bitrate, cam.disabled, cam.fixed = bitrate, c.Disabled, c.MaxSessions == 1 || c.Moving
 	if key := selectorKey(c.Selector); cam.group == nil || cam.group.key != key {
 		p.leave(cam.group)
 		cam.group = p.join(key, c.Selector)
@@ -130,7 +131,8 @@ func (p *Planner) PutNode(nd Node) {
 	n := p.node(nd.ID)
 	n.awaited = false
 	settled := n.alive && n.Draining == nd.Draining && maps.Equal(n.Labels, nd.Labels)
-	regroup := !n.alive || !maps.Equal(n.Labels, nd.Labels)
+	regroup := !n.alive || n.Capacity.Cameras != nd.Capacity.Cameras || n.Capacity.IngressBPS != nd.Capacity.IngressBPS ||
+		!maps.Equal(n.Labels, nd.Labels)
 	if regroup && n.alive {
 		p.ungroup(n)
 	}
@@ -139,14 +141,17 @@ func (p *Planner) PutNode(nd Node) {
 	n.perCam = 1 / limit(float64(nd.Capacity.Cameras), AssumedCameras)
 	n.perBit = 1 / limit(float64(nd.Capacity.IngressBPS), AssumedIngressBPS)
 	n.demand = max(share(float64(nd.Viewers), float64(nd.Capacity.Viewers)), share(float64(nd.EgressBPS), float64(nd.Capacity.EgressBPS)))
+	if n.demand >= 1 {
+		n.demand += lastResort
+	}
 	if !n.alive {
 		n.alive = true
-		p.alive = insert(p.alive, n)
+		p.alive = insert(p.alive, n, byID)
 	}
 	if regroup {
 		for _, g := range p.groups {
 			if matches(g.selector, n.Labels) {
-				g.nodes = insert(g.nodes, n)
+				g.nodes = insert(g.nodes, n, byCapacity)
 			}
 		}
 	}
@@ -181,7 +186,7 @@ func (p *Planner) AwaitNode(id fleet.NodeID, draining bool) {
 // lay takes a node from those alive.
 func (p *Planner) lay(n *node, awaited bool) {
 	if n.alive {
-		p.alive = remove(p.alive, n)
+		p.alive = remove(p.alive, n, byID)
 		p.ungroup(n)
 	}
 	n.alive, n.awaited = false, awaited
@@ -251,6 +256,7 @@ func (p *Planner) join(key string, selector map[string]string) *group {
 				g.nodes = append(g.nodes, n)
 			}
 		}
+		slices.SortFunc(g.nodes, byCapacity)
 		p.groups[key] = g
 	}
 	g.cameras++
@@ -270,7 +276,7 @@ func (p *Planner) leave(g *group) {
 // ungroup takes a node out of every group.
 func (p *Planner) ungroup(n *node) {
 	for _, g := range p.groups {
-		g.nodes = remove(g.nodes, n)
+		g.nodes = remove(g.nodes, n, byCapacity)
 	}
 }
 
@@ -316,18 +322,18 @@ func share(used, capacity float64) float64 {
 
 func byID(a, b *node) int { return cmp.Compare(a.ID, b.ID) }
 
-// insert puts a node into a list that is sorted by id.
-func insert(list []*node, n *node) []*node {
-	i, found := slices.BinarySearchFunc(list, n, byID)
+// insert puts a node into a sorted list.
+func insert(list []*node, n *node, by func(a, b *node) int) []*node {
+	i, found := slices.BinarySearchFunc(list, n, by)
 	if found {
 		return list
 	}
 	return slices.Insert(list, i, n)
 }
 
-// remove takes a node out of a list that is sorted by id.
-func remove(list []*node, n *node) []*node {
-	i, found := slices.BinarySearchFunc(list, n, byID)
+// remove takes a node out of a sorted list.
+func remove(list []*node, n *node, by func(a, b *node) int) []*node {
+	i, found := slices.BinarySearchFunc(list, n, by)
 	if !found {
 		return list
 	}
