@@ -157,6 +157,8 @@ func (c *client) explain(err error) error {
 		return nil
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("no answer from %s within %v", strings.Join(c.servers, ", "), c.timeout)
+	case errors.Is(err, fleet.Unavailable) && rpc.Answered(err):
+		return err // the control plane's own
 	case errors.Is(err, fleet.Unavailable):
 		hint := ""
 		if c.files.CA == "" {

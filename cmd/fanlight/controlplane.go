@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -140,13 +141,22 @@ func (a *app) runControlPlane(ctx context.Context, log *slog.Logger, f *planeFla
 	g.Add("announcement", func(ctx context.Context) error {
 		return a.announce(ctx, []func() error{plane.Ready}, "api "+lis.Addr().String())
 	})
-	return g.Run(ctx)
+	return noReturn(g.Run(ctx))
 }
 
 // stopped returns the error of a start; none if it was a signal that ended it.
 func stopped(ctx context.Context, err error) error {
 	if ctx.Err() == nil {
-		return err
+		return noReturn(err)
 	}
 	return nil
+}
+
+// noReturn makes a configuration's error of that of a control plane which was
+// removed from its cluster: supervisors need not start it again.
+func noReturn(err error) error {
+	if errors.Is(err, store.ErrRemoved) {
+		return usageError{err}
+	}
+	return err
 }

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -30,12 +31,16 @@ type etcdFlags struct {
 	listenPeer  string
 	join        bool
 	clusterName string
+	election    time.Duration
 	peers       certs.Files
+
+	minFree int64 // MiB
 }
 
 func (e *etcdFlags) dataFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&e.data, "data", "./fanlight-data", "`directory` of the state")
 	flags.StringVar(&e.keyFile, "key-file", "", "`file` with the 32 bytes that seal the cameras' passwords (default: secret.key in the data directory, made if missing)")
+	flags.Int64Var(&e.minFree, "min-free-disk", 128, "`MiB` that must be free in the file system of --data; with less, changes by operators are refused (0: none)")
 }
 
 func (e *etcdFlags) clusterFlags(flags *pflag.FlagSet) {
@@ -46,10 +51,16 @@ func (e *etcdFlags) clusterFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&e.username, "etcd-username", "", "its user `name`")
 	flags.StringVar(&e.passwordFile, "etcd-password-file", "", "`file` with its password")
 	flags.StringVar(&e.prefix, "etcd-prefix", "", "`prefix` of all keys, ending with \"/\" (default \"/fanlight/\"); the etcd should be Fanlight's own, for its history is compacted under every prefix")
+	e.memberFlags(flags)
+}
+
+// memberFlags are those of one of several control planes.
+func (e *etcdFlags) memberFlags(flags *pflag.FlagSet) {
 	flags.StringToStringVar(&e.cluster, "initial-cluster", nil, "control planes that keep the state among themselves: `name=https://host:port`, each")
 	flags.StringVar(&e.member, "name", "", "this control plane's `name` in --initial-cluster, and in the log")
 	flags.StringVar(&e.listenPeer, "listen-peer", "", "`URL` at which this one listens to the others (default: its own in --initial-cluster)")
 	flags.BoolVar(&e.join, "join", false, "this one is added to a cluster that exists")
+	flags.DurationVar(&e.election, "election-timeout", 500*time.Millisecond, "how `long` control planes wait for a leader of theirs that has gone silent; the same for all")
 	flags.StringVar(&e.clusterName, "cluster-token", "", "`word` that tells clusters apart (default \"fanlight\")")
 	flags.StringVar(&e.peers.Cert, "peer-cert", "", "PEM `file` of this one's certificate for the others")
 	flags.StringVar(&e.peers.Key, "peer-key", "", "PEM `file` of its key")
@@ -59,7 +70,10 @@ func (e *etcdFlags) clusterFlags(flags *pflag.FlagSet) {
 // config returns the store's configuration. dataGiven tells whether --data was
 // given, and is not the default.
 func (e *etcdFlags) config(log *slog.Logger, dataGiven bool) (store.Config, error) {
-	cfg := store.Config{Log: log.With("component", "store"), KeyFile: e.keyFile, Prefix: e.prefix}
+	cfg := store.Config{Log: log.With("component", "store"), KeyFile: e.keyFile, Prefix: e.prefix, MinFreeDisk: e.minFree << 20, Version: buildVersion()}
+	if e.minFree <= 0 {
+		cfg.MinFreeDisk = -1
+	}
 	if len(e.endpoints) > 0 {
 		return e.external(cfg, dataGiven)
 	}
@@ -71,7 +85,7 @@ func (e *etcdFlags) config(log *slog.Logger, dataGiven bool) (store.Config, erro
 		return cfg, usagef("--name %q is not in --initial-cluster", e.member)
 	}
 	cfg.Member = &store.Member{
-		Name: e.member, InitialCluster: e.cluster, ListenPeer: e.listenPeer, Join: e.join, Token: e.clusterName,
+		Name: e.member, InitialCluster: e.cluster, ListenPeer: e.listenPeer, Join: e.join, Token: e.clusterName, Election: e.election,
 		CertFile: e.peers.Cert, KeyFile: e.peers.Key, CAFile: e.peers.CA,
 	}
 	return cfg, nil
