@@ -21,8 +21,8 @@ import (
 )
 
 // insideEnv has the binary under test when the tests run in a network of their
-// own; see ownNetwork.
-const insideEnv = "FANLIGHT_E2E_INSIDE"
+// own; see ownNetwork. Fanlight would take a FANLIGHT_… for a setting.
+const insideEnv = "E2E_INSIDE"
 
 // ownNetwork runs a test again, in a network namespace made for it, where it may
 // do to the network what it likes. It returns true there, and false here, when
