@@ -69,7 +69,7 @@ var layers = []layer{
 	// What puts them together.
 	{path: "cmd", may: []string{"cmd/...", "bench/...", "controlplane/...", "medianode/...", "signaling/...", "proto/...", "internal/..."}},
 	{path: "bench/failover", may: []string{"proto/fanlight/control/...", "internal/..."}},
-	{path: "e2e", may: []string{"proto/...", "internal/..."}},
+	{path: "e2e", may: []string{"bench/...", "proto/...", "internal/..."}},
 }
 
 // owner says who may import a module of others, and all below it.

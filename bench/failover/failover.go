@@ -47,7 +47,8 @@ const (
 type Config struct {
 	Log    *slog.Logger // nil: nothing is logged
 	Binary string       // the fanlight to run
-	Dir    string       // of the fleet's logs and data
+	Dir    string       // of the fleet's logs
+	Data   string       // of the control planes' data; "": Dir
 	Env    []string     // added to the environment of the fleet's processes: "KEY=value"
 
 	Mode             Mode          // "": Kill
@@ -113,7 +114,7 @@ func Run(ctx context.Context, cfg Config) (res Result, err error) {
 		return Result{}, fmt.Errorf("measure failover: %w", err)
 	}
 	f, err := fleettest.New(fleettest.Config{
-		Log: cfg.Log, Binary: cfg.Binary, Dir: cfg.Dir, Env: cfg.Env, ControlPlanes: cfg.ControlPlanes, Nodes: cfg.Nodes, Gateways: cfg.Gateways,
+		Log: cfg.Log, Binary: cfg.Binary, Dir: cfg.Dir, Data: cfg.Data, Env: cfg.Env, ControlPlanes: cfg.ControlPlanes, Nodes: cfg.Nodes, Gateways: cfg.Gateways,
 		Cameras: cfg.Cameras, KeyframeInterval: cfg.KeyframeInterval,
 	})
 	if err != nil {

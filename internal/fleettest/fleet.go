@@ -47,7 +47,8 @@ import (
 type Config struct {
 	Log    *slog.Logger // nil: nothing is logged
 	Binary string       // the fanlight to run
-	Dir    string       // of the logs and the control planes' data; made if missing, and left
+	Dir    string       // of the logs; made if missing, and left
+	Data   string       // of the control planes' data and key, likewise; "": Dir
 
 	ControlPlanes int // 0: 1
 	Nodes         int // 0: 1
@@ -103,8 +104,13 @@ func New(cfg Config) (*Fleet, error) {
 	if cfg.Binary == "" || cfg.Dir == "" {
 		return nil, errors.New("make a fleet: a binary and a directory are needed")
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o750); err != nil {
-		return nil, fmt.Errorf("make a fleet: %w", err)
+	if cfg.Data == "" {
+		cfg.Data = cfg.Dir
+	}
+	for _, dir := range []string{cfg.Dir, cfg.Data} {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return nil, fmt.Errorf("make a fleet: %w", err)
+		}
 	}
 	f := &Fleet{cfg: cfg, network: cfg.Network}
 	err := f.prepare()
@@ -130,12 +136,12 @@ func (f *Fleet) prepare() error {
 		planes = append(planes, append([]string{name}, addrs...))
 		apis, peers = append(apis, addrs[0]), append(peers, name+"=http://"+addrs[1])
 	}
-	key := filepath.Join(f.cfg.Dir, "secret.key")
+	key := filepath.Join(f.cfg.Data, "secret.key")
 	if err := makeKey(key); err != nil {
 		return err
 	}
 	for _, p := range planes {
-		args := []string{"--key-file", key, "--data", filepath.Join(f.cfg.Dir, p[0]), "--grpc", p[1]}
+		args := []string{"--key-file", key, "--data", filepath.Join(f.cfg.Data, p[0]), "--grpc", p[1]}
 		if len(planes) > 1 {
 			args = append(args, "--name", p[0], "--initial-cluster", strings.Join(peers, ","))
 		}
