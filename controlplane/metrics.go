@@ -48,6 +48,9 @@ type planeMetrics struct {
 
 	leading atomic.Bool
 
+	counting sync.Mutex // guards counted; taken before cache.mu
+	counted  counted
+
 	mu   sync.Mutex                 // guards the rest
 	gone map[fleet.NodeID]time.Time // nodes whose cameras are being given to others, since when
 }
@@ -123,8 +126,11 @@ func (m *planeMetrics) led() (done func()) {
 // planned measures a plan, which began at a time.
 func (m *planeMetrics) planned(began time.Time) { m.planTime.Observe(time.Since(began).Seconds()) }
 
-// nodeGone notes that a node with cameras is gone.
+// nodeGone notes that a node is gone, if it had cameras of its own.
 func (m *planeMetrics) nodeGone(id fleet.NodeID, now time.Time) {
+	if m.server.cache.assignedCount(id) == 0 {
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, known := m.gone[id]; !known {
@@ -270,13 +276,36 @@ func lowerEnum(name, prefix string) string {
 	return name
 }
 
+// counted is what there was at a revision: while nothing changes, a scrape costs
+// nothing.
+type counted struct {
+	revision int64
+	states   map[stateReason]int // nil: not counted yet
+	moves    map[store.Move]moveAge
+}
+
+// count returns what there is now.
+func (m *planeMetrics) count() counted {
+	m.counting.Lock()
+	defer m.counting.Unlock()
+	c := m.server.cache
+	c.mu.RLock()
+	revision := c.revision
+	c.mu.RUnlock()
+	if m.counted.states == nil || m.counted.revision != revision {
+		states, moves := c.count()
+		m.counted = counted{revision, states, moves} // or later; then it is counted again
+	}
+	return m.counted
+}
+
 func (m *planeMetrics) sampleCameras(k metrics.Sink) {
-	states, moves := m.server.cache.count()
-	for s, n := range states {
+	now := m.count()
+	for s, n := range now.states {
 		k.Put(m.cameras.cameras, float64(n), lowerEnum(s.state.String(), "STATE_"), lowerEnum(s.reason.String(), "REASON_"))
 	}
 	for _, phase := range []store.Move{store.Warming, store.Serving, store.Releasing} {
-		move, age := moves[phase], 0.0
+		move, age := now.moves[phase], 0.0
 		if move.count > 0 {
 			age = max(0, time.Since(move.oldest).Seconds())
 		}
@@ -335,6 +364,14 @@ func (c *cache) everyNode() []fleet.NodeID {
 
 // summary returns the state and the reason that status has.
 func (v cameraView) summary() (controlv1.CameraStatus_State, controlv1.Reason) {
-	st := v.status()
+	st := v.observedOrUnseen()
 	return st.GetState(), st.GetReason()
+}
+
+// observedOrUnseen is status without the copy.
+func (v cameraView) observedOrUnseen() *controlv1.CameraStatus {
+	if v.isSeen() {
+		return v.observed.Status
+	}
+	return v.unseen()
 }
