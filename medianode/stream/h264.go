@@ -246,7 +246,7 @@ func (h *h264) beginKeyframe(first bool) {
 	}
 	h.flush()
 	out.keyframe = true
-	h.in.stream.keys.pending = false
+	h.in.stream.keys.begun()
 	m.keyframes++
 	ts := out.line.out
 	if h.keyed {

@@ -117,7 +117,7 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 	s.meter.connectionLost, s.meter.first = 0, 0
 	s.tracks = tracks
 	s.writer = w
-	s.keys = keyframes{asked: s.keys.asked, pending: seen[Video] && len(s.subs) > 0}
+	s.keys = s.keys.connect(seen[Video] && len(s.subs) > 0)
 	for k := range s.outputs {
 		s.outputs[k].discard()
 		s.outputs[k].senderReport = clockPoint{}

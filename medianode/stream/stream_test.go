@@ -355,6 +355,48 @@ func TestKeyframeRequests(t *testing.T) {
 	})
 }
 
+// Viewers who arrive one after the other don't wait a second each, as long as
+// the camera answers and it is not for long.
+func TestKeyframeRequestsInARow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{})
+		sub := s.Subscribe(SubscribeOptions{})
+		cam := publish(t, s)
+		asked := 0
+		cam.w.OnKeyframeRequest(func() { asked++ })
+		cam.unit(sps, pps, idr(20))
+		check := func(after time.Duration, want int) {
+			t.Helper()
+			time.Sleep(after)
+			sub.RequestKeyframe()
+			if asked != want {
+				t.Errorf("asked %d times, want %d", asked, want)
+			}
+			cam.unit(sps, pps, idr(20))
+		}
+		for range 2 {
+			asked = 0
+			check(0, 1)
+			check(keyframeRequestSpacing-1, 1)
+			check(1, 2)
+			check(keyframeRequestSpacing, 3)
+			check(keyframeRequestSpacing, 4)
+			check(keyframeRequestSpacing, 4) // a second for each after that
+			check(keyframeRequestInterval-4*keyframeRequestSpacing, 5)
+			check(keyframeRequestInterval-1, 5)
+			check(1, 6)
+			time.Sleep(keyframeRequestBurst * keyframeRequestInterval)
+		}
+		asked = 0
+		sub.RequestKeyframe()
+		time.Sleep(keyframeRequestSpacing)
+		sub.RequestKeyframe() // and none has come
+		if asked != 1 {
+			t.Errorf("asked %d times of a camera that has not answered", asked)
+		}
+	})
+}
+
 // Whoever makes a subscription wait for a keyframe asks the camera for one.
 func TestKeyframeWanted(t *testing.T) {
 	key := func(c *camera) { c.unit(sps, pps, idr(20)) }
