@@ -37,13 +37,14 @@
   requestAnimationFrame(tick);
 
   // By peer connection; from now on, where it was there before.
+  const there = window.fanlightConnections.length;
   const first = {};
   const count = async () => {
     for (const [i, pc] of window.fanlightConnections.entries()) {
       if (pc.connectionState === "closed") continue;
       for (const entry of (await pc.getStats()).values()) {
         if (entry.type !== "inbound-rtp" || entry.kind !== "video") continue;
-        first[i] ??= log.pictures > 1 ? 0 : entry.freezeCount;
+        first[i] ??= i < there ? entry.freezeCount : 0;
         log.freezes[i] = Math.max(log.freezes[i] ?? 0, entry.freezeCount - first[i]);
       }
     }
