@@ -55,7 +55,8 @@ say where servers are reached. An existing certificate of that name is replaced,
 and the processes that use its files pick the new one up without a restart.`,
 		Example: `  fanlight certs issue --dir ./pki --role controlplane --name cp-1 --host cp-1.example,192.0.2.10
   fanlight certs issue --dir ./pki --role node --name node-1 --host 192.0.2.11
-  fanlight certs issue --dir ./pki --role operator --name alice`,
+  fanlight certs issue --dir ./pki --role operator --name alice
+  fanlight certs issue --dir ./pki --role monitor --name prometheus`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			req.Role = rpc.Role(role)
@@ -83,9 +84,9 @@ and the processes that use its files pick the new one up without a restart.`,
 	f := cmd.Flags()
 	f.StringVar(&dir, "dir", "", "`directory` of the authority (required)")
 	f.StringVar(&out, "out", "", "`directory` for the files (default: that of the authority)")
-	f.StringVar(&role, "role", "", "`operator|node|gateway|controlplane` (required)")
+	f.StringVar(&role, "role", "", "`operator|node|gateway|controlplane|monitor` (required)")
 	f.StringVar(&req.Name, "name", "", "the owner's `name`; a node's is its name in the fleet (required)")
-	f.StringSliceVar(&req.Hosts, "host", nil, "host names and IP `addresses` it is reached at (default: localhost, 127.0.0.1, ::1; none for operators)")
+	f.StringSliceVar(&req.Hosts, "host", nil, "host names and IP `addresses` it is reached at (default: localhost, 127.0.0.1, ::1; none for operators and monitors)")
 	f.DurationVar(&req.Validity, "validity", certs.DefaultValidity, "how `long` it is valid")
 	requireFlags(cmd, "dir", "role", "name")
 	return cmd

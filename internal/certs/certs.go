@@ -117,7 +117,7 @@ type Request struct {
 	Role rpc.Role
 	Name string
 	// Hosts are the host names and IP addresses that the process is reached at.
-	// Empty: localhost, 127.0.0.1 and ::1. An operator has none.
+	// Empty: localhost, 127.0.0.1 and ::1. Operators and monitors have none.
 	Hosts    []string
 	Validity time.Duration // 0: DefaultValidity
 }
@@ -156,9 +156,9 @@ func (a *Authority) leaf(req Request) (*x509.Certificate, error) {
 	if err := checkValidity(req.Validity); err != nil {
 		return nil, err
 	}
-	serves := req.Role != rpc.RoleOperator
+	serves := req.Role != rpc.RoleOperator && req.Role != rpc.RoleMonitor
 	if !serves && len(req.Hosts) > 0 {
-		return nil, errors.New("hosts are for servers, and an operator is none; leave them out")
+		return nil, fmt.Errorf("hosts are for servers, and the role %s is of none; leave them out", req.Role)
 	}
 	if serves && len(req.Hosts) == 0 {
 		req.Hosts = []string{"localhost", "127.0.0.1", "::1"}

@@ -131,6 +131,7 @@ func TestRefusals(t *testing.T) {
 		"port":     {Role: rpc.RoleNode, Name: "a", Hosts: []string{"h:1"}},
 		"host":     {Role: rpc.RoleNode, Name: "a", Hosts: []string{"bad host"}},
 		"operator": {Role: rpc.RoleOperator, Name: "a", Hosts: []string{"h"}},
+		"monitor":  {Role: rpc.RoleMonitor, Name: "a", Hosts: []string{"h"}},
 		"validity": {Role: rpc.RoleNode, Name: "a", Validity: time.Second},
 	} {
 		if err := ca.Issue(req, filepath.Join(dir, "x.pem"), filepath.Join(dir, "x-key.pem")); err == nil {

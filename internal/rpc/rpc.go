@@ -9,7 +9,8 @@
 //   - the process itself, when the call came through a [Pipe]: every role;
 //   - a verified client certificate, whose only URI of scheme "fanlight" is
 //     the identity: fanlight://node/NAME, fanlight://gateway/NAME,
-//     fanlight://controlplane/NAME or fanlight://operator/NAME;
+//     fanlight://controlplane/NAME, fanlight://operator/NAME or
+//     fanlight://monitor/NAME;
 //   - a bearer token in the "authorization" metadata, found in the server's
 //     [TokenFile]: an operator;
 //   - [ServerConfig.AllowAny], meant for loopback with no keys configured:
@@ -55,11 +56,12 @@ const (
 	RoleNode         Role = "node"         // media nodes: AgentService
 	RoleGateway      Role = "gateway"      // signaling gateways: RouteService, SessionService
 	RoleControlPlane Role = "controlplane" // control plane replicas
+	RoleMonitor      Role = "monitor"      // what reads metrics; it may call no service
 )
 
 // Roles lists every role.
 func Roles() []Role {
-	return []Role{RoleOperator, RoleNode, RoleGateway, RoleControlPlane}
+	return []Role{RoleOperator, RoleNode, RoleGateway, RoleControlPlane, RoleMonitor}
 }
 
 // Valid tells whether r is one of [Roles].
