@@ -145,7 +145,7 @@ func (f *Fleet) prepare() error {
 		if len(planes) > 1 {
 			args = append(args, "--name", p[0], "--initial-cluster", strings.Join(peers, ","))
 		}
-		f.Planes = append(f.Planes, f.process(ControlPlane, p[0], p[1], "api", args))
+		f.Planes = append(f.Planes, f.process(ControlPlane, p[0], p[1], p[3], "api", args))
 	}
 	control := strings.Join(apis, ",")
 	for i := range f.cfg.Nodes {
@@ -154,7 +154,7 @@ func (f *Fleet) prepare() error {
 		if err != nil {
 			return err
 		}
-		p := f.process(MediaNode, name, addrs[0], "node",
+		p := f.process(MediaNode, name, addrs[0], addrs[2], "node",
 			[]string{"--node", name, "--node-label", "name=" + name, "--control-plane", control, "--grpc", addrs[0], "--media", addrs[1]})
 		p.Media = addrs[1]
 		f.Nodes = append(f.Nodes, p)
@@ -165,7 +165,7 @@ func (f *Fleet) prepare() error {
 		if err != nil {
 			return err
 		}
-		f.Gateways = append(f.Gateways, f.process(Signaling, name, addrs[0], "page",
+		f.Gateways = append(f.Gateways, f.process(Signaling, name, addrs[0], addrs[1], "page",
 			[]string{"--control-plane", control, "--http", addrs[0]}))
 	}
 	return nil
@@ -181,8 +181,8 @@ func makeKey(file string) error {
 	return os.WriteFile(file, key[:], 0o600)
 }
 
-func (f *Fleet) process(kind Kind, name, addr, word string, args []string) *Process {
-	args = append([]string{string(kind), "--log-level", f.cfg.LogLevel}, args...)
+func (f *Fleet) process(kind Kind, name, addr, metrics, word string, args []string) *Process {
+	args = append([]string{string(kind), "--log-level", f.cfg.LogLevel, "--metrics", metrics}, args...)
 	if !rpc.IsLoopback(addr) {
 		args = append(args, "--insecure")
 	}
@@ -190,7 +190,7 @@ func (f *Fleet) process(kind Kind, name, addr, word string, args []string) *Proc
 		args = append(args, f.cfg.Args(kind, name)...)
 	}
 	return &Process{
-		Name: name, Kind: kind, Addr: addr, LogFile: filepath.Join(f.cfg.Dir, name+".log"),
+		Name: name, Kind: kind, Addr: addr, Metrics: metrics, LogFile: filepath.Join(f.cfg.Dir, name+".log"),
 		args: args, binary: f.cfg.Binary, env: f.cfg.Env, network: f.network, word: word,
 	}
 }

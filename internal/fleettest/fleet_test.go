@@ -76,7 +76,7 @@ func TestFollow(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := v.Summary(killed, time.Now())
-	if s.Swaps != 1 || s.Lost || s.Reconnects != 0 || s.Longest.Length < 100*time.Millisecond || s.Longest.End().Before(killed) {
+	if s.Swaps != 1 || s.Lost || s.Reconnects != 0 || s.Longest.End().Before(killed) {
 		t.Errorf("after the node's death: %+v", s)
 	}
 	for _, e := range v.Events(killed, time.Now()) {

@@ -1,144 +1,249 @@
 package fleettest
 
 import (
-	"crypto/rand"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
-	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 )
 
-// Namespaces has each process in a network namespace of its own, as if it were a
-// host, all on one bridge in the namespace of this process: 10.77.0.0/24. It
-// needs root, `ip` (iproute2) and iptables, and this process must itself be in a
-// namespace that was made for it, as `unshare --net` does: nothing reaches or
-// touches the machine's own network.
-type Namespaces struct {
-	prefix string // of the namespaces' names, which are the machine's
+// commandPatience is how long one of the programs that set the network up may
+// take.
+const commandPatience = 20 * time.Second
 
-	mu    sync.Mutex // guards the rest
-	hosts []string   // in the order of their addresses; the first is this process
+// isolatedVariable is set in the environment of a process that Isolate made.
+const isolatedVariable = "FLEETTEST_ISOLATED"
+
+// hubPrefix has the addresses of the places; the first is this process'.
+var hubPrefix = netip.MustParsePrefix("10.231.77.0/24")
+
+// bridge joins the places. It is in a namespace of its own, and needs no name of
+// its own.
+const bridge = "fanlight0"
+
+// ErrNotIsolated is why there are no namespaces: this process' network is that
+// of the machine.
+var ErrNotIsolated = errors.New("not in a network namespace made for it")
+
+// Isolate has a command run in a network namespace of its own, without any
+// interface but loopback, where it may use [NewNamespaces]. It must be run by
+// root. A test runs its own program again in this way:
+//
+//	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+//	fleettest.Isolate(cmd)
+func Isolate(cmd *exec.Cmd) {
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(cmd.Env, isolatedVariable+"=1")
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWNET
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 }
 
-const (
-	bridge     = "fanlight"
-	firstOctet = "10.77.0."
-)
+// Isolated tells whether this process was made by [Isolate].
+func Isolated() bool { return os.Getenv(isolatedVariable) != "" }
 
-// NewNamespaces makes the bridge. Close removes all that was made.
+// Namespaces is a network in which each place is a host: a network namespace
+// with one interface, all on one bridge, at which this process is too. Packets
+// from one place to another can be made to vanish, in either direction, as if a
+// cable were cut: nobody is told.
+//
+// A namespace lives as long as a process that does nothing else, and that dies
+// with this one: whatever happens, nothing is left. It takes root, and the
+// programs ip, nsenter, iptables and sleep.
+type Namespaces struct {
+	mu     sync.Mutex // guards the rest
+	places map[string]*namespace
+	order  []string
+	closed bool
+}
+
+// namespace is one place.
+type namespace struct {
+	addr   netip.Addr
+	holder *exec.Cmd // nil: this process
+	path   string    // of the namespace's file; empty: this process'
+}
+
+// NewNamespaces makes the bridge, in this process' own namespace: it fails with
+// [ErrNotIsolated] where that was not made by [Isolate]. It must be closed.
 func NewNamespaces() (*Namespaces, error) {
-	if os.Geteuid() != 0 {
-		return nil, errors.New("network namespaces: only root may make them")
+	if !Isolated() {
+		return nil, ErrNotIsolated
 	}
-	links, err := exec.Command("ip", "-o", "link").Output() //nolint:noctx // ends by itself
-	if err != nil {
-		return nil, fmt.Errorf("network namespaces: %w", err)
-	}
-	if n := strings.Count(string(links), "\n"); n > 1 {
-		return nil, fmt.Errorf("network namespaces: this one has %d links, so it was not made for a test; run in one by unshare --net", n)
-	}
-	n := &Namespaces{prefix: "fanlight-" + strings.ToLower(rand.Text()[:8]) + "-", hosts: []string{Harness}}
-	err = commands(
+	n := &Namespaces{places: map[string]*namespace{Harness: {addr: hubPrefix.Addr().Next()}}, order: []string{Harness}}
+	err := run(nil,
 		"ip link set lo up",
-		"ip link add "+bridge+" type bridge",
-		"ip addr add "+firstOctet+"1/24 dev "+bridge,
+		"ip link add "+bridge+" type bridge forward_delay 0",
+		fmt.Sprintf("ip addr add %v/%d dev %s", n.places[Harness].addr, hubPrefix.Bits(), bridge),
 		"ip link set "+bridge+" up",
 	)
 	if err != nil {
-		return nil, fmt.Errorf("network namespaces: %w", err)
+		return nil, fmt.Errorf("make a network: %w", err)
 	}
 	return n, nil
 }
 
-// Place makes a process' namespace and link, and returns its address.
+// Place makes a namespace for a name, if there is none.
 func (n *Namespaces) Place(name string) (netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if addr, ok := n.address(name); ok {
-		return addr, nil
+	if p := n.places[name]; p != nil {
+		return p.addr, nil
 	}
-	n.hosts = append(n.hosts, name)
-	addr, _ := n.address(name)
-	ns, outside := n.prefix+name, fmt.Sprintf("host%d", len(n.hosts))
-	err := commands(
-		"ip netns add "+ns,
-		"ip link add "+outside+" type veth peer name eth0 netns "+ns,
-		"ip link set "+outside+" master "+bridge+" up",
-		"ip -n "+ns+" link set lo up",
-		"ip -n "+ns+" addr add "+addr.String()+"/24 dev eth0",
-		"ip -n "+ns+" link set eth0 up",
+	if n.closed {
+		return netip.Addr{}, errors.New("the network is closed")
+	}
+	p := &namespace{addr: n.places[n.order[len(n.order)-1]].addr.Next()}
+	if !hubPrefix.Contains(p.addr.Next()) {
+		return netip.Addr{}, errors.New("the network is full")
+	}
+	p.holder = exec.Command("sleep", "infinity") //nolint:noctx // it lives until Close
+	p.holder.SysProcAttr = dieWithParent()
+	p.holder.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET
+	if err := p.holder.Start(); err != nil {
+		return netip.Addr{}, fmt.Errorf("make a namespace: %w", err)
+	}
+	pid := p.holder.Process.Pid
+	p.path = fmt.Sprintf("/proc/%d/ns/net", pid)
+	link := "fl" + strconv.Itoa(len(n.order))
+	err := run(nil,
+		fmt.Sprintf("ip link add %s type veth peer name eth0 netns %d", link, pid),
+		fmt.Sprintf("ip link set %s master %s up", link, bridge),
 	)
-	return addr, err
-}
-
-// address returns the address of a process that has one. The caller holds mu.
-func (n *Namespaces) address(name string) (netip.Addr, bool) {
-	i := slices.Index(n.hosts, name)
-	if i < 0 {
-		return netip.Addr{}, false
+	if err == nil {
+		err = run(p,
+			"ip link set lo up",
+			fmt.Sprintf("ip addr add %v/%d dev eth0", p.addr, hubPrefix.Bits()),
+			"ip link set eth0 up",
+		)
 	}
-	return netip.AddrFrom4([4]byte{10, 77, 0, byte(i + 1)}), true
-}
-
-// Wrap has a command run in its process' namespace.
-func (n *Namespaces) Wrap(name string, cmd *exec.Cmd) error {
-	ip, err := exec.LookPath("ip")
 	if err != nil {
-		return fmt.Errorf("network namespaces: %w", err)
+		p.end()
+		return netip.Addr{}, fmt.Errorf("make a namespace: %w", err)
 	}
-	cmd.Args = append([]string{ip, "netns", "exec", n.prefix + name, cmd.Path}, cmd.Args[1:]...)
-	cmd.Path = ip
+	n.places[name] = p
+	n.order = append(n.order, name)
+	return p.addr, nil
+}
+
+// Wrap has a command run in the namespace of a name.
+func (n *Namespaces) Wrap(name string, cmd *exec.Cmd) error {
+	p, err := n.place(name)
+	if err != nil {
+		return err
+	}
+	if p.path == "" {
+		return nil
+	}
+	enter, err := exec.LookPath("nsenter")
+	if err != nil {
+		return fmt.Errorf("run in a namespace: %w", err)
+	}
+	cmd.Args = append([]string{enter, "--net=" + p.path, "--", cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = enter
 	return nil
 }
 
-// Cut drops what one process sends to another, until [Namespaces.Heal]. The
-// other direction is another cut. What the sender notices is silence.
-func (n *Namespaces) Cut(from, to string) error { return n.rule("-I", from, to) }
+func (n *Namespaces) place(name string) (*namespace, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p := n.places[name]
+	if p == nil {
+		return nil, fmt.Errorf("there is no place %q", name)
+	}
+	return p, nil
+}
 
-// Heal ends a cut.
-func (n *Namespaces) Heal(from, to string) error { return n.rule("-D", from, to) }
+// Block makes all packets vanish that go from one place to another. They are
+// dropped where they arrive: the sender is not told.
+func (n *Namespaces) Block(from, to string) error { return n.rule("-A", from, to) }
+
+// Unblock undoes one Block.
+func (n *Namespaces) Unblock(from, to string) error { return n.rule("-D", from, to) }
 
 func (n *Namespaces) rule(action, from, to string) error {
-	n.mu.Lock()
-	src, ok := n.address(from)
-	_, ok2 := n.address(to)
-	n.mu.Unlock()
-	if !ok || !ok2 {
-		return fmt.Errorf("cut the link from %s to %s: no such place", from, to)
+	a, err := n.place(from)
+	if err != nil {
+		return err
 	}
-	rule := "iptables -w " + action + " INPUT -s " + src.String() + " -j DROP"
-	if to != Harness {
-		rule = "ip netns exec " + n.prefix + to + " " + rule
+	b, err := n.place(to)
+	if err != nil {
+		return err
 	}
-	if err := commands(rule); err != nil {
-		return fmt.Errorf("cut the link from %s to %s: %w", from, to, err)
+	if err := run(b, fmt.Sprintf("iptables -w %s INPUT -s %v -j DROP", action, a.addr)); err != nil {
+		return fmt.Errorf("packets from %s to %s: %w", from, to, err)
 	}
 	return nil
 }
 
-// Close removes the namespaces, with their links.
+// Cut blocks a place from all others that there are now, both ways: its host
+// has vanished.
+func (n *Namespaces) Cut(name string) error { return n.around(name, n.Block) }
+
+// Mend undoes a Cut.
+func (n *Namespaces) Mend(name string) error { return n.around(name, n.Unblock) }
+
+func (n *Namespaces) around(name string, do func(from, to string) error) error {
+	n.mu.Lock()
+	names := append([]string(nil), n.order...)
+	n.mu.Unlock()
+	var errs []error
+	for _, other := range names {
+		if other != name {
+			errs = append(errs, do(name, other), do(other, name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close ends the namespaces and removes the bridge.
 func (n *Namespaces) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var errs []error
-	for _, name := range n.hosts[1:] {
-		errs = append(errs, commands("ip netns del "+n.prefix+name))
+	if n.closed {
+		return nil
 	}
-	n.hosts = n.hosts[:1]
-	return errors.Join(append(errs, commands("ip link del "+bridge))...)
+	n.closed = true
+	for _, p := range n.places {
+		p.end()
+	}
+	if err := run(nil, "iptables -w -F INPUT", "ip link del "+bridge); err != nil {
+		return fmt.Errorf("remove the network: %w", err)
+	}
+	return nil
 }
 
-// commands runs commands one after the other, until one fails.
-func commands(lines ...string) error {
+// end ends a namespace; its interface goes with it.
+func (p *namespace) end() {
+	if p.holder != nil {
+		_ = p.holder.Process.Kill()
+		_ = p.holder.Wait() // it was killed
+	}
+}
+
+// run runs command lines in a namespace; nil: in this process'.
+func run(p *namespace, lines ...string) error {
 	for _, line := range lines {
-		args := strings.Fields(line)
-		out, err := exec.Command(args[0], args[1:]...).CombinedOutput() //nolint:gosec,noctx // fixed words; they end by themselves
+		words := strings.Fields(line)
+		if p != nil && p.path != "" {
+			words = append([]string{"nsenter", "--net=" + p.path, "--"}, words...)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), commandPatience)
+		out, err := exec.CommandContext(ctx, words[0], words[1:]...).CombinedOutput() //nolint:gosec // the lines are this file's
+		cancel()
 		if err != nil {
-			return fmt.Errorf("%s: %w: %s", line, err, strings.TrimSpace(string(out)))
+			return fmt.Errorf("%s: %w: %s", strings.Join(words, " "), err, strings.TrimSpace(string(out)))
 		}
 	}
 	return nil

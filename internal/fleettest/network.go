@@ -84,14 +84,18 @@ func free(addr netip.AddrPort) bool {
 	return errors.Join(err, l.Close()) == nil
 }
 
-// place returns the address of a process and as many ports as it needs.
+// place returns the addresses of a process: as many as it needs, each with a
+// port of its own, and behind them one on its loopback.
 func (f *Fleet) place(name string, ports int) ([]string, error) {
 	ip, err := f.network.Place(name)
 	if err != nil {
 		return nil, fmt.Errorf("place %s: %w", name, err)
 	}
-	addrs := make([]string, 0, ports)
-	for range ports {
+	addrs := make([]string, 0, ports+1)
+	for i := range ports + 1 {
+		if i == ports {
+			ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		}
 		a, err := f.ports.next(ip)
 		if err != nil {
 			return nil, fmt.Errorf("place %s: %w", name, err)

@@ -37,6 +37,7 @@ type Process struct {
 	Kind    Kind
 	Addr    string // host:port of its gRPC server, or HTTP for a gateway
 	Media   string // host:port of a node's media; empty for others
+	Metrics string // host:port of its metrics and profiles, on the loopback of its place
 	LogFile string // of all its starts
 
 	args    []string
