@@ -25,28 +25,59 @@
 //
 // A node's stream is its liveness. While it is open, the replica renews the
 // node's lease; when it breaks, the node has [Config.NodeGrace] to come back
-// before the lease is revoked and its cameras go elsewhere. If the replica
-// itself dies, the lease lives for [Config.LeaseTTL]. Until a lease has ended
-// nothing moves.
+// before the lease is revoked and its cameras go elsewhere, unless its machine
+// refuses connections to the address of its sessions: then the process has ended,
+// and nobody waits. If the replica itself dies, the lease lives for
+// [Config.LeaseTTL]. Until a lease has ended nothing moves.
 //
 // That a lease has ended says little after an outage of the control plane or of
 // its store, during which nobody renewed it. So a new leader, and one that could
 // not reach the store, gives nodes [Config.SettleTime] to come back: until then
 // those that were not seen alive since keep their cameras, though they are given
-// no new ones. What has no node is placed at once on the nodes that are there.
+// no new ones. A leader announces itself, and every replica then registers its
+// nodes anew: those are seen, and lose their cameras at once when they go. What
+// has no node is placed at once on the nodes that are there.
 //
-// A camera that accepts a single RTSP session is given to another node only
-// LeaseTTL and 6 s after its node was seen to be gone: by then that node has
-// stopped pulling, even if it is alive and was merely cut off. A replica that
-// can't renew a node's lease ends the node's stream within a second.
+// # Moves
+//
+// A camera that is LIVE moves make-before-break, be it from a node that an
+// operator drains, from one that is about to stop, or for balance. Its assignment
+// goes through phases, each stored before anyone acts by it:
+//
+//   - warming: both nodes pull, the old one serves and is what operators see. It
+//     ends when the new node reports LIVE or the old one is gone. After 15 s
+//     without either, the new node takes over if the old one has no picture
+//     either; a move for balance is given up; that of a node that is being emptied
+//     goes on, which is noted, and takes over at the deadline. No viewer loses a
+//     picture to a node that has none.
+//   - serving: the new node serves, and the old one keeps the viewers that it has
+//     until they have left, and then says that it has let go, to its replica.
+//
+// If the new node dies while it warms up, the camera goes to another, or stays on
+// the old one under the generation that it has there. What is not LIVE moves at
+// once. At most 32 cameras are on their way from a node, not counting those that
+// are late; the others follow as they arrive.
+//
+// A camera that accepts a single RTSP session is never pulled by two nodes. It
+// moves through a phase in which nobody serves it, releasing, until the old node
+// has let go; one whose node is gone is given to another only LeaseTTL and 6 s
+// later: by then that node has stopped pulling, even if it is alive and was
+// merely cut off. A replica that can't renew a node's lease ends the node's
+// stream within a second.
+//
+// # Balance
+//
+// Some time after a node has joined, or load has changed, the leader moves
+// cameras from loaded nodes to others, at most [Config.RebalanceMoves] at a time,
+// until placement finds no move that is worth it. In a fleet in which nothing
+// changes it does not look.
 //
 // # What it does not do
 //
-// It never touches media, and never dials a camera. It moves a camera by
-// telling two nodes, not make-before-break. It does not rebalance: a node that
-// joins is given new cameras and those of nodes that go, never any that has a
-// place; an operator drains a node to empty it. It does not authenticate:
-// package rpc does, from [Services].
+// It never touches media, and never dials a camera; of a node whose stream broke
+// it only asks whether somebody listens. It does not move a camera to a third
+// node because the second is slow. It does not authenticate: package rpc does,
+// from [Services].
 package controlplane
 
 import (

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"fanlight/internal/fleet"
 	controlv1 "fanlight/proto/fanlight/control/v1"
@@ -80,7 +79,14 @@ func listNodes(ctx context.Context, svc controlv1.NodeServiceClient) ([]*control
 	}
 }
 
-func nodeState(n *controlv1.Node) string { return enumText(n.GetState().String(), "STATE_") }
+// nodeState returns a node's state in a word; "leaving" of one whose process is
+// about to stop.
+func nodeState(n *controlv1.Node) string {
+	if n.GetLeaving() && n.GetDrain() == nil {
+		return "leaving"
+	}
+	return enumText(n.GetState().String(), "STATE_")
+}
 
 func nodeRow(n *controlv1.Node) []string {
 	cameras := strconv.Itoa(int(n.GetAssignedCameras()))
@@ -116,7 +122,12 @@ func nodeFields(n *controlv1.Node) [][2]string {
 		fields = append(fields,
 			[2]string{"drain began", timeText(d.GetStartTime())},
 			[2]string{"drain ends", timeText(d.GetDeadline())},
-			[2]string{"cameras left", strconv.Itoa(int(d.GetCamerasLeft()))})
+			[2]string{"cameras left", strconv.Itoa(int(d.GetCamerasLeft()))},
+			[2]string{"cameras moving", strconv.Itoa(int(d.GetCamerasMoving()))},
+			[2]string{"cameras stranded", strconv.Itoa(int(d.GetCamerasStranded()))})
+		if d.GetStrandedMessage() != "" {
+			fields = append(fields, [2]string{"stranded", printable(d.GetStrandedMessage())})
+		}
 	}
 	return fields
 }
@@ -164,30 +175,6 @@ func newNodeGet(a *app) *cobra.Command {
 			resp, err := svc.GetNode(ctx, &controlv1.GetNodeRequest{Name: name})
 			return resp.GetNode(), "", err
 		})
-}
-
-func newNodeDrain(a *app) *cobra.Command {
-	var timeout time.Duration
-	cmd := nodeCommand(a, "drain NAME", "Give a node no more cameras and move those it has",
-		func(ctx context.Context, svc controlv1.NodeServiceClient, name string) (*controlv1.Node, string, error) {
-			req := &controlv1.DrainNodeRequest{Name: name}
-			if timeout > 0 {
-				req.Timeout = durationpb.New(timeout)
-			}
-			resp, err := svc.DrainNode(ctx, req)
-			left := resp.GetNode().GetDrain().GetCamerasLeft()
-			return resp.GetNode(), fmt.Sprintf("is being drained, %d cameras left", left), err
-		})
-	cmd.Long = `Give a node no more cameras and move those it has to others. The drain survives
-the node's restart; "node undrain" ends it. Follow it with "node get".`
-	cmd.Flags().DurationVar(&timeout, "drain-timeout", 0, "how `long` the moves may take (default 10m)")
-	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if cmd.Flags().Changed("drain-timeout") && timeout <= 0 {
-			return usagef("--drain-timeout %v: must be positive", timeout)
-		}
-		return nil
-	}
-	return cmd
 }
 
 func newNodeUndrain(a *app) *cobra.Command {

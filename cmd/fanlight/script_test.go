@@ -46,7 +46,7 @@ func (l leakChecked) Run() int {
 //
 //	start NAME LINES CMD…   start a server and wait for its first LINES lines,
 //	                        whose last words become $NAME_1, $NAME_2 …
-//	stop NAME               SIGTERM; it must end within 5 s with code 0. What it
+//	halt NAME               SIGTERM; it must end within 5 s with code 0. What it
 //	                        wrote is in NAME.log (errors) and NAME.out
 //	crash NAME              kill -9
 //	terminate NAME          SIGTERM alone
@@ -73,7 +73,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start": func(ts *testscript.TestScript, _ bool, args []string) { of(ts)[args[0]] = start(ts, args) },
-			"stop": func(ts *testscript.TestScript, _ bool, args []string) {
+			"halt": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(of(ts)[args[0]].end(syscall.SIGTERM))
 			},
 			"crash": func(ts *testscript.TestScript, _ bool, args []string) {
@@ -139,7 +139,11 @@ func fileExists(path string) bool {
 // environment returns what the scripts' commands need to know.
 func environment(ts *testscript.TestScript) []string {
 	var env []string
-	for _, k := range []string{"PATH", "HOME", "TMPDIR", "FANLIGHT_TOKEN", "FANLIGHT_LOG_LEVEL", "FANLIGHT_LOG_FORMAT", "FANLIGHT_HTTP", "FANLIGHT_SERVER", "FANLIGHT_LABEL", "FANLIGHT_HTPP", "FANLIGHT_SERVICE_HOST", "FANLIGHT_OUTPUT", "GORACE"} {
+	for _, k := range []string{
+		"PATH", "HOME", "TMPDIR", "GORACE", "FANLIGHT_TOKEN", "FANLIGHT_LOG_LEVEL", "FANLIGHT_LOG_FORMAT",
+		"FANLIGHT_HTTP", "FANLIGHT_GRPC", "FANLIGHT_TLS_CERT", "FANLIGHT_TLS_KEY", "FANLIGHT_TLS_CA",
+		"FANLIGHT_SERVER", "FANLIGHT_LABEL", "FANLIGHT_HTPP", "FANLIGHT_SERVICE_HOST", "FANLIGHT_OUTPUT",
+	} {
 		if v := ts.Getenv(k); v != "" {
 			env = append(env, k+"="+v)
 		}
