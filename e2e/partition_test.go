@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -29,29 +27,23 @@ const insideEnv = "E2E_INSIDE"
 // that has ended.
 func ownNetwork(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(insideEnv) != "" {
+	if fleettest.Isolated() {
 		return true
 	}
 	if os.Geteuid() != 0 {
 		t.Skip("not root: network namespaces can't be made, and so no host can be cut off")
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "unshare", "--net", "--", self, "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", "4m")
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", "4m")
 	cmd.Env = append(os.Environ(), insideEnv+"="+binary)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err = cmd.Run()
-	t.Logf("in a network of its own:\n%s", out.String())
+	fleettest.Isolate(cmd)
+	out, err := cmd.CombinedOutput()
+	t.Logf("in a network of its own:\n%s", out)
 	switch {
 	case err != nil:
 		t.Fatal(err)
-	case !strings.Contains(out.String(), "--- PASS: "+t.Name()):
+	case !strings.Contains(string(out), "--- PASS: "+t.Name()):
 		t.Fatal("the test did not run there")
 	}
 	return false
@@ -164,18 +156,18 @@ func (h *hosts) settle(t *testing.T) {
 	}
 }
 
-// cut cuts links, each "from>to" or both ways "a-b", and heals them at the end
-// of what do does.
+// cut has packets vanish on links, each from one process to another, while do
+// runs.
 func (h *hosts) cut(t *testing.T, links [][2]string, do func()) {
 	t.Helper()
 	for _, l := range links {
-		if err := h.net.Cut(l[0], l[1]); err != nil {
+		if err := h.net.Block(l[0], l[1]); err != nil {
 			t.Fatal(err)
 		}
 	}
 	do()
 	for _, l := range links {
-		if err := h.net.Heal(l[0], l[1]); err != nil {
+		if err := h.net.Unblock(l[0], l[1]); err != nil {
 			t.Fatal(err)
 		}
 	}
