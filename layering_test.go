@@ -69,6 +69,7 @@ var layers = []layer{
 	// What puts them together.
 	{path: "cmd", may: []string{"cmd/...", "bench/...", "controlplane/...", "medianode/...", "signaling/...", "proto/...", "internal/..."}},
 	{path: "bench/failover", may: []string{"proto/fanlight/control/...", "internal/..."}},
+	{path: "deploy/prometheus"},
 	{path: "e2e", may: []string{"bench/...", "proto/...", "internal/..."}},
 }
 
@@ -104,7 +105,7 @@ var owners = []owner{
 	{module: "github.com/prometheus", by: []string{"internal/metrics", "internal/rpc"}, tests: []string{"cmd/..."}},
 	{module: "github.com/grpc-ecosystem", by: []string{"internal/rpc"}},
 	{module: "go.uber.org/zap", by: []string{"controlplane/store"}},
-	{module: "gopkg.in/yaml.v3", by: []string{"internal/service", "cmd/..."}},
+	{module: "gopkg.in/yaml.v3", by: []string{"internal/service", "cmd/..."}, tests: []string{"deploy/prometheus"}},
 	{module: "golang.org/x", by: []string{"..."}},
 
 	// Of tests alone.
