@@ -3,6 +3,7 @@ package fleettest
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -81,7 +82,7 @@ func TestBalancer(t *testing.T) {
 		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 		r := bufio.NewReader(c)
 		name, err := r.ReadString('\n')
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			t.Fatal(err)
 		}
 		return c, r, strings.TrimSpace(name)

@@ -108,8 +108,11 @@ func TestSeries(t *testing.T) {
 		s.frame(at(ms), picture{skipped: ms / 500})
 	}
 	s.events = []Event{
-		{at(50), EventWelcome, "", ""}, {at(100), EventShown, "s1", ""},
-		{at(300), EventWelcome, "", ""}, {at(500), EventShown, "s2", ""}, {at(510), EventLoss, "s2", ""},
+		{at(50), EventWelcome, "", ""},
+		{at(100), EventShown, "s1", ""},
+		{at(300), EventWelcome, "", ""},
+		{at(500), EventShown, "s2", ""},
+		{at(510), EventLoss, "s2", ""},
 	}
 	tests := []struct {
 		name     string

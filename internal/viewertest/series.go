@@ -137,6 +137,7 @@ func (s *series) summary(from, to time.Time) Summary {
 			}
 		case EventLoss:
 			sum.Losses++
+		default: // of no number here
 		}
 	}
 	return sum
