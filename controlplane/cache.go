@@ -246,7 +246,9 @@ func (c *cache) applyLocked(revision int64, events []store.Event) {
 	}
 	c.revision = max(c.revision, revision)
 	for len(c.waiting) > 0 && c.waiting[0].revision <= c.revision {
-		close(heap.Pop(&c.waiting).(*waiter).done)
+		w := c.waiting[0]
+		heap.Pop(&c.waiting)
+		close(w.done)
 	}
 	c.interest.wake()
 }

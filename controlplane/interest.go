@@ -51,7 +51,10 @@ func (w waiters) Swap(i, j int) {
 }
 
 func (w *waiters) Push(x any) {
-	added := x.(*waiter) //nolint:forcetypeassert // heap.Push gets nothing else
+	added, ok := x.(*waiter)
+	if !ok {
+		return // heap.Push gets nothing else
+	}
 	added.index = len(*w)
 	*w = append(*w, added)
 }

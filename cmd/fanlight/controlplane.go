@@ -24,12 +24,14 @@ type planeFlags struct {
 	etcd      etcdFlags
 	nodeGrace time.Duration
 	leaseTTL  time.Duration
+	rebalance int
 }
 
 func (f *planeFlags) flags(flags *pflag.FlagSet) {
 	f.etcd.dataFlags(flags)
 	flags.DurationVar(&f.nodeGrace, "node-grace", 500*time.Millisecond, "how `long` a node whose connection broke may take to come back")
 	flags.DurationVar(&f.leaseTTL, "lease-ttl", 3*time.Second, "how `long` a silent node keeps its cameras, in whole seconds")
+	flags.IntVar(&f.rebalance, "rebalance-moves", 8, "how `many` cameras may be on their way from loaded nodes to others at a time; 0: none moves for balance")
 }
 
 // openStore waits for etcd.
@@ -45,9 +47,19 @@ func (f *planeFlags) config(log *slog.Logger, st *store.Store, networks []netip.
 		Store:          st,
 		NodeGrace:      f.nodeGrace,
 		LeaseTTL:       f.leaseTTL,
+		RebalanceMoves: f.rebalanceMoves(),
 		ReplicaName:    f.etcd.member,
 		CameraNetworks: networks,
 	}
+}
+
+// rebalanceMoves returns --rebalance-moves as a Config has it, where 0 is the
+// default.
+func (f *planeFlags) rebalanceMoves() int {
+	if f.rebalance <= 0 {
+		return -1
+	}
+	return f.rebalance
 }
 
 func newControlPlane(a *app) *cobra.Command {
