@@ -96,6 +96,8 @@ func sizeText(n int64) string {
 	switch {
 	case n <= 0:
 		return ""
+	case n < 1<<20:
+		return strconv.FormatInt((n+1023)>>10, 10) + " KiB"
 	case n < 1<<30:
 		return strconv.FormatFloat(float64(n)/(1<<20), 'f', 1, 64) + " MiB"
 	default:

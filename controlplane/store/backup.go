@@ -126,7 +126,7 @@ func Restore(r Restoring) (err error) {
 	select {
 	case err = <-done:
 	case <-log.fatal.failed:
-		err = (&embedded{dir: dir}).diskError(log.fatal.err)
+		err = (&embedded{dir: dir}).endError(log.fatal.err)
 	}
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)

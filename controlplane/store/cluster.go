@@ -89,16 +89,17 @@ func (s *Store) describe(o *controlv1.Member) {
 	}
 }
 
+// stateOf returns the state of a member with a health. One that has no quorum
+// is itself well.
 func stateOf(err error) controlv1.Member_State {
+	var t *trouble
 	switch {
-	case err == nil:
-		return controlv1.Member_STATE_OK
 	case errors.Is(err, fleet.StoreFull):
 		return controlv1.Member_STATE_FULL
-	case strings.Contains(err.Error(), "quorum"):
-		return controlv1.Member_STATE_OK // it is; the others are not
-	default:
+	case errors.As(err, &t) && t.slow:
 		return controlv1.Member_STATE_SLOW
+	default:
+		return controlv1.Member_STATE_OK
 	}
 }
 
@@ -196,6 +197,33 @@ func (s *Store) describeExternal(ctx context.Context, o *controlv1.Member, m *et
 
 var errExternal = fmt.Errorf("%w: the etcd is elsewhere (--etcd-endpoints): change its members with its own tools, as etcdctl member", fleet.ClusterChangeRefused)
 
+// healthyAfter is a little longer than the time for which etcd's members must
+// have been connected to each other before they agree to a change.
+const healthyAfter = 7 * time.Second
+
+var errUnhealthy = fmt.Errorf("%w: the members have not all been connected to each other for 5 s: see \"cluster members\", and try again", fleet.ClusterChangeRefused)
+
+// whenHealthy makes a change as soon as etcd agrees to it.
+func whenHealthy(ctx context.Context, change func() error) error {
+	late := time.NewTimer(healthyAfter)
+	defer late.Stop()
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := change()
+		if !errors.Is(err, rpctypes.ErrUnhealthy) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-late.C:
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // AddMember adds a member as a learner, and returns the flags to start it with.
 // The error wraps [fleet.InvalidArgument], [fleet.MemberExists] or
 // [fleet.ClusterChangeRefused].
@@ -212,14 +240,20 @@ func (s *Store) AddMember(ctx context.Context, name, peerURL string) (flags []st
 		cluster = append(cluster, m.Name+"="+m.PeerURLs[0])
 	}
 	slices.Sort(cluster)
-	call, cancel := s.call(ctx)
+	call, cancel := s.write(ctx)
 	defer cancel()
-	resp, err := s.client.MemberAddAsLearner(call, []string{peerURL})
+	var resp *clientv3.MemberAddResponse
+	err = whenHealthy(call, func() (err error) {
+		resp, err = s.client.MemberAddAsLearner(call, []string{peerURL})
+		return err
+	})
 	switch {
 	case errors.Is(err, rpctypes.ErrPeerURLExist), errors.Is(err, rpctypes.ErrMemberExist):
 		return nil, "", fmt.Errorf("add %q at %s: %w", name, peerURL, fleet.MemberExists)
 	case errors.Is(err, rpctypes.ErrTooManyLearners):
 		return nil, "", fmt.Errorf("%w: another replica is still being added: start it, or remove it", fleet.ClusterChangeRefused)
+	case errors.Is(err, rpctypes.ErrUnhealthy):
+		return nil, "", errUnhealthy
 	case err != nil:
 		return nil, "", fmt.Errorf("add %q: %w", name, s.unavailable(call, err))
 	}
@@ -281,13 +315,18 @@ func (s *Store) RemoveMember(ctx context.Context, name string, force bool) error
 	if err != nil {
 		return fmt.Errorf("member %q: %w", name, err)
 	}
-	call, cancel := s.call(ctx)
+	call, cancel := s.write(ctx)
 	defer cancel()
-	_, err = s.client.MemberRemove(call, id)
+	err = whenHealthy(call, func() error {
+		_, err := s.client.MemberRemove(call, id)
+		return err
+	})
 	switch {
+	case errors.Is(err, rpctypes.ErrUnhealthy):
+		return errUnhealthy
 	case errors.Is(err, rpctypes.ErrMemberNotFound):
 		return fmt.Errorf("member %q: %w", name, fleet.MemberNotFound)
-	case errors.Is(err, rpctypes.ErrMemberNotEnoughStarted), errors.Is(err, rpctypes.ErrUnhealthy):
+	case errors.Is(err, rpctypes.ErrMemberNotEnoughStarted):
 		return fmt.Errorf("%w: etcd itself refuses, for those that are left would have no quorum: start the others first (%w)", fleet.ClusterChangeRefused, err)
 	case err != nil:
 		return fmt.Errorf("remove %q: %w", name, s.unavailable(call, err))

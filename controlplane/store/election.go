@@ -47,7 +47,7 @@ func (s *Store) Campaign(ctx context.Context, name string, ttl time.Duration) (*
 	if err := s.withdraw(ctx, name); err != nil {
 		return nil, fmt.Errorf("campaign: %w", err)
 	}
-	grant, cancel := s.call(ctx)
+	grant, cancel := s.write(ctx)
 	lease, err := s.client.Grant(grant, seconds(ttl))
 	cancel()
 	if err != nil {
@@ -125,7 +125,7 @@ func (s *Store) depose(ctx context.Context, name string) {
 		if refusals < 2 {
 			continue
 		}
-		call, cancel := s.call(ctx)
+		call, cancel := s.write(ctx)
 		_, err = s.client.Revoke(call, clientv3.LeaseID(holder.GetLease()))
 		cancel()
 		if err == nil {
@@ -170,7 +170,7 @@ func (s *Store) clientOf(life context.Context) *clientv3.Client {
 
 // withdraw ends candidacies of a name.
 func (s *Store) withdraw(ctx context.Context, name string) error {
-	ctx, cancel := s.call(ctx)
+	ctx, cancel := s.write(ctx)
 	defer cancel()
 	resp, err := s.client.Get(ctx, s.prefix+electionKey+"/", clientv3.WithPrefix())
 	if err != nil {

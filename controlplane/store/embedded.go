@@ -162,7 +162,7 @@ func (e *embedded) start(ec *embed.Config, m *Member) error {
 		e.etcd = r.etcd
 		return nil
 	case <-e.log.fatal.failed:
-		return e.diskError(e.log.fatal.err)
+		return e.endError(e.log.fatal.err)
 	}
 }
 
@@ -309,22 +309,21 @@ func (e *embedded) watch() {
 	case <-e.closing:
 		return
 	case <-e.log.fatal.failed:
-		e.err = e.diskError(e.log.fatal.err)
+		e.err = e.endError(e.log.fatal.err)
 	case err := <-e.etcd.Err():
 		e.err = fmt.Errorf("embedded etcd: %w", err)
 	case <-e.etcd.Server.StopNotify():
 		e.err = errors.New("embedded etcd stopped")
-		if e.etcd.Server.IsIDRemoved(uint64(e.etcd.Server.MemberID())) || e.log.removed.Load() {
-			e.err = fmt.Errorf("%w, and its data in %s is of no more use; to have it again: \"fanlight cluster add %s\", "+
-				"then start it with the flags that this prints and an empty --data", ErrRemoved, e.dir, e.name)
-		}
 	}
 	close(e.failed)
 }
 
-// diskError explains what etcd can't go on after.
-func (e *embedded) diskError(err error) error {
+// endError explains what etcd can't go on after.
+func (e *embedded) endError(err error) error {
 	switch {
+	case errors.Is(err, ErrRemoved):
+		return fmt.Errorf("%w, and its data in %s is of no more use; to have it again: \"fanlight cluster add %s\", "+
+			"then start it with the flags that this prints and an empty --data", ErrRemoved, e.dir, e.name)
 	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		return fmt.Errorf("%w: embedded etcd cannot write to %s (%w): what was acknowledged is there; free space, then start again",
 			fleet.StoreFull, e.dir, err)

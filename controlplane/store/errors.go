@@ -12,16 +12,22 @@ import (
 	"fanlight/internal/fleet"
 )
 
-// errTrouble is wrapped by the cause of a call's context that ended because the
-// store is known not to answer.
-var errTrouble = errors.New("the store does not answer")
+// trouble is why the store is known not to answer: the cause of the end of the
+// contexts of calls to it.
+type trouble struct {
+	error      // wraps fleet.Unavailable
+	slow  bool // the disk; else there is no quorum
+}
+
+func (t *trouble) Unwrap() error { return t.error }
 
 // unavailable wraps an error of a call to etcd, made with a context of
 // [Store.call], in [fleet.Unavailable] or [fleet.StoreFull], with what to do
 // about it. A caller's own end stays what it is.
 func (s *Store) unavailable(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && errors.Is(cause, errTrouble) {
-		return cause
+	var t *trouble
+	if errors.As(context.Cause(ctx), &t) {
+		return t
 	}
 	if s.health != nil && errors.Is(err, rpctypes.ErrNoSpace) {
 		return s.health.quotaError()

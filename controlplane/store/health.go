@@ -63,8 +63,8 @@ type health struct {
 
 	mu      sync.Mutex // guards the rest
 	calls   map[*call]struct{}
-	trouble error // wraps errTrouble; nil: calls can be made
-	full    error // nil: there is space
+	trouble *trouble // nil: calls can be made
+	full    error    // nil: there is space
 	now     Health
 	probing time.Time // when the probe under way began; zero: none is
 	latency time.Duration
@@ -74,6 +74,7 @@ type health struct {
 // call is a call to etcd under way.
 type call struct {
 	began time.Time
+	write bool
 	fail  context.CancelCauseFunc
 }
 
@@ -90,18 +91,41 @@ func (h *health) run(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		h.look(time.Now())
+		changed := h.embedded.etcd.Server.LeaderChangedNotify()
 		select {
 		case <-tick.C:
+		case <-changed:
+			h.failLost(time.Now())
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
+// errLeaderLost is why a write ends whose etcd leader was lost.
+var errLeaderLost = &trouble{error: fmt.Errorf("%w: etcd's leader was lost while it was asked, and there is another: try again", fleet.Unavailable)}
+
+// failLost ends the writes that were sent to a leader which is no more: etcd
+// itself would let them wait for 6 s and more. Whether they were made is not
+// known.
+func (h *health) failLost(now time.Time) {
+	if !h.leaderlessSince.IsZero() {
+		now = h.leaderlessSince // later ones have waited for the new leader
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.calls {
+		if c.write && c.began.Before(now) {
+			c.fail(errLeaderLost)
+			delete(h.calls, c)
+		}
+	}
+}
+
 // follow makes a call one that ends when it can't be answered.
-func (h *health) follow(ctx context.Context, cancel context.CancelFunc) (context.Context, context.CancelFunc) {
+func (h *health) follow(ctx context.Context, cancel context.CancelFunc, write bool) (context.Context, context.CancelFunc) {
 	ctx, fail := context.WithCancelCause(ctx)
-	c := &call{time.Now(), fail}
+	c := &call{time.Now(), write, fail}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.trouble != nil {
@@ -123,7 +147,7 @@ func (h *health) look(now time.Time) {
 	server := h.embedded.etcd.Server
 	next := Health{
 		Leader:      server.Leader() == server.MemberID(),
-		Learner:     server.IsLearner(),
+		Learner:     h.embedded.isLearner(),
 		Members:     len(server.Cluster().Members()),
 		MinFreeDisk: h.minFree,
 		DBSize:      server.Backend().Size(),
@@ -154,12 +178,13 @@ func (h *health) look(now time.Time) {
 	}
 	switch {
 	case slow > 0:
-		h.trouble = fmt.Errorf("%w: the store is slow: a write to %s has taken %v so far; other replicas still serve, if there are; "+
-			"check its disk, which must be local and not overloaded: %w", fleet.Unavailable, h.embedded.dir, slow.Round(time.Second), errTrouble)
+		h.trouble = &trouble{slow: true, error: fmt.Errorf("%w: the store is slow: a write to %s has taken %v so far; other replicas, if there are, "+
+			"still serve; check its disk, which must be local and not overloaded", fleet.Unavailable, h.embedded.dir, slow.Round(time.Second))}
 		next.DiskLatency = slow
 	case !h.leaderlessSince.IsZero() && now.Sub(h.leaderlessSince) > leaderlessAfter:
-		h.trouble = fmt.Errorf("%w: the control planes have no quorum: %d of %d must run and reach each other; "+
-			"if more are lost for good, restore a backup: %w", fleet.Unavailable, voters(server.Cluster().Members())/2+1, voters(server.Cluster().Members()), errTrouble)
+		votes := voters(server.Cluster().Members())
+		h.trouble = &trouble{error: fmt.Errorf("%w: the control planes have no quorum: %d of %d must run and reach each other; "+
+			"if more are lost for good, restore a backup", fleet.Unavailable, votes/2+1, votes)}
 	default:
 		h.trouble = nil
 	}
@@ -169,9 +194,8 @@ func (h *health) look(now time.Time) {
 			delete(h.calls, c)
 		}
 	}
-	next.Err = h.trouble
-	if next.Err == nil {
-		next.Err = h.full
+	if next.Err = h.full; h.trouble != nil {
+		next.Err = h.trouble
 	}
 	h.now = next
 	h.tell(next.Err)
@@ -215,7 +239,7 @@ func (h *health) quotaError() error {
 // lookAtDisk asks the disk if a call takes long, and returns how long it has
 // owed an answer if that is too long. Called with mu held.
 func (h *health) lookAtDisk(now time.Time) time.Duration {
-	wasSlow := h.trouble != nil && h.latency >= slowAfter
+	wasSlow := h.trouble != nil && h.trouble.slow
 	if !h.probing.IsZero() {
 		if d := now.Sub(h.probing); d >= slowAfter {
 			h.latency = d

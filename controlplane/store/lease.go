@@ -27,7 +27,7 @@ type Lease struct {
 
 // Grant makes a lease. ttl is rounded up to a second.
 func (s *Store) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
-	ctx, cancel := s.call(ctx)
+	ctx, cancel := s.write(ctx)
 	defer cancel()
 	resp, err := s.client.Grant(ctx, seconds(ttl))
 	if err != nil {
@@ -61,7 +61,7 @@ func (l *Lease) Renew(ctx context.Context) error {
 // Revoke ends the lease, and with it the node's key if it still goes with it.
 // An error means that the lease will run out by itself.
 func (l *Lease) Revoke(ctx context.Context) error {
-	ctx, cancel := l.store.call(ctx)
+	ctx, cancel := l.store.write(ctx)
 	defer cancel()
 	if _, err := l.store.client.Revoke(ctx, l.id); err != nil {
 		return fmt.Errorf("revoke lease %x: %w", l.ID(), l.store.unavailable(ctx, err))

@@ -20,6 +20,9 @@ var hushed = []string{
 	"simple token is not cryptographically signed",
 	"failed to update storage version", // at a member's first start; it tries again
 	"Failed to detect schema version",  // at a member's first start; there is none yet
+	"request stats",                    // after "apply request took too long"
+	"retrying of unary invoker failed", // the error is returned
+	"rejecting member add request; local member has not been connected to majority peers, reconfigure breaks active quorum", // the error is returned
 }
 
 // etcdLog is what etcd logs to.
@@ -29,19 +32,17 @@ type etcdLog struct {
 	zap   *zap.Logger
 	fatal *fatalHook
 
-	muted   *atomic.Bool
-	removed *atomic.Bool // whether etcd said that its member was removed
+	muted *atomic.Bool
 }
 
 // newEtcdLog returns a logger for etcd that passes warnings and errors on.
 func newEtcdLog(log *slog.Logger) *etcdLog {
 	l := &etcdLog{
-		slog:    log.With("component", "etcd"),
-		fatal:   &fatalHook{failed: make(chan struct{})},
-		muted:   new(atomic.Bool),
-		removed: new(atomic.Bool),
+		slog:  log.With("component", "etcd"),
+		fatal: &fatalHook{failed: make(chan struct{})},
+		muted: new(atomic.Bool),
 	}
-	core := &slogCore{log: l.slog, muted: l.muted, removed: l.removed}
+	core := &slogCore{log: l.slog, muted: l.muted, fatal: l.fatal}
 	l.zap = zap.New(core, zap.WithFatalHook(l.fatal), zap.WithPanicHook(l.fatal))
 	return l
 }
@@ -61,23 +62,37 @@ type fatalHook struct {
 
 // OnWrite does not return.
 func (h *fatalHook) OnWrite(ce *zapcore.CheckedEntry, fields []zapcore.Field) {
+	err := errors.New(ce.Message)
+	if reason := errorOf(fields); reason != nil {
+		err = fmt.Errorf("%s: %w", ce.Message, reason)
+	}
+	h.fail(err)
+}
+
+// fail does not return.
+func (h *fatalHook) fail(err error) {
 	h.once.Do(func() {
-		h.err = errors.New(ce.Message)
-		for _, f := range fields {
-			if err, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
-				h.err = fmt.Errorf("%s: %w", ce.Message, err)
-			}
-		}
+		h.err = err
 		close(h.failed)
 	})
 	select {}
 }
 
+// errorOf returns the error among an entry's fields; nil: there is none.
+func errorOf(fields []zapcore.Field) error {
+	for _, f := range fields {
+		if err, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
+			return err
+		}
+	}
+	return nil
+}
+
 // slogCore is a zapcore.Core that writes to slog.
 type slogCore struct {
-	log     *slog.Logger
-	muted   *atomic.Bool
-	removed *atomic.Bool
+	log   *slog.Logger
+	muted *atomic.Bool
+	fatal *fatalHook
 }
 
 // Enabled tells whether entries of a level are passed on.
@@ -87,7 +102,7 @@ func (c *slogCore) Enabled(l zapcore.Level) bool {
 
 // With returns a core whose entries all have the fields.
 func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return &slogCore{log: slog.New(c.log.Handler().WithAttrs(attrs(fields))), muted: c.muted, removed: c.removed}
+	return &slogCore{log: slog.New(c.log.Handler().WithAttrs(attrs(fields))), muted: c.muted, fatal: c.fatal}
 }
 
 // Check adds the core to an entry that is to be written.
@@ -100,10 +115,10 @@ func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Che
 
 // Write writes an entry.
 func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	for _, f := range fields {
-		if err, ok := f.Interface.(error); ok && e.Message == "server error" && strings.Contains(err.Error(), "permanently removed") {
-			c.removed.Store(true)
-		}
+	if err := errorOf(fields); e.Message == "server error" && err != nil && strings.Contains(err.Error(), "permanently removed") {
+		// Else etcd would close its database now, and panic in the calls that are
+		// under way.
+		c.fatal.fail(ErrRemoved)
 	}
 	level := slog.LevelWarn
 	if e.Level > zapcore.WarnLevel {

@@ -62,7 +62,7 @@ func (m *maintainer) promote(ctx context.Context) {
 		if !member.IsLearner || !member.IsStarted() {
 			continue
 		}
-		call, cancel := m.store.call(ctx)
+		call, cancel := m.store.write(ctx)
 		_, err := m.store.client.MemberPromote(call, uint64(member.ID))
 		cancel()
 		switch {
@@ -88,7 +88,7 @@ func (m *maintainer) report(ctx context.Context, h Health) {
 	if err != nil {
 		return
 	}
-	ctx, cancel := s.call(ctx)
+	ctx, cancel := s.write(ctx)
 	defer cancel()
 	m.reported = time.Now()
 	if m.lease != 0 {
@@ -145,7 +145,7 @@ func (m *maintainer) reclaimSpace(ctx context.Context, h Health) {
 		}
 	}
 	if full && h.Leader && s.embedded.etcd.Server.Backend().Size() < h.Quota/10*9 {
-		call, cancel := s.call(ctx)
+		call, cancel := s.write(ctx)
 		defer cancel()
 		if _, err := s.client.AlarmDisarm(call, &clientv3.AlarmMember{}); err != nil && ctx.Err() == nil {
 			s.log.Warn("etcd's alarm not withdrawn", "error", err)

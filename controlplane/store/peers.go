@@ -87,6 +87,13 @@ func refused(err error) bool {
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
+// isLearner tells whether this member has no vote. Etcd's own function panics
+// when the member was removed.
+func (e *embedded) isLearner() bool {
+	own := e.etcd.Server.Cluster().Member(e.etcd.Server.MemberID())
+	return own != nil && own.IsLearner
+}
+
 // others returns the members but this one.
 func (e *embedded) others() []*membership.Member {
 	own := e.etcd.Server.MemberID()

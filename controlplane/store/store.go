@@ -217,13 +217,13 @@ func (s *Store) open(ctx context.Context, cfg Config) error {
 // awaitVote waits until a member that was added has caught up: until then it
 // answers nobody.
 func (s *Store) awaitVote(ctx context.Context) error {
-	if !s.embedded.etcd.Server.IsLearner() {
+	if !s.embedded.isLearner() {
 		return nil
 	}
 	s.log.Info("catching up with the other members", "member", s.name)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for s.embedded.etcd.Server.IsLearner() {
+	for s.embedded.isLearner() {
 		select {
 		case <-tick.C:
 		case <-s.embedded.failed:
@@ -296,5 +296,15 @@ func (s *Store) call(ctx context.Context) (context.Context, context.CancelFunc) 
 	if s.health == nil {
 		return ctx, cancel
 	}
-	return s.health.follow(ctx, cancel)
+	return s.health.follow(ctx, cancel, false)
+}
+
+// write bounds one call to etcd that changes something. Besides, it ends when
+// the leader that it was sent to is lost.
+func (s *Store) write(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	if s.health == nil {
+		return ctx, cancel
+	}
+	return s.health.follow(ctx, cancel, true)
 }

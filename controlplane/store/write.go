@@ -89,7 +89,7 @@ func (s *Store) commitTxn(ctx context.Context, leader *Leader, writes []write, r
 }
 
 func (s *Store) txn(ctx context.Context, op clientv3.Op) (*clientv3.TxnResponse, error) {
-	ctx, cancel := s.call(ctx)
+	ctx, cancel := s.write(ctx)
 	defer cancel()
 	resp, err := s.client.Do(ctx, op)
 	if err != nil {
