@@ -68,6 +68,7 @@ var layers = []layer{
 
 	// What puts them together.
 	{path: "cmd", may: []string{"cmd/...", "bench/...", "controlplane/...", "medianode/...", "signaling/...", "proto/...", "internal/..."}},
+	{path: "bench/fleet", may: []string{"controlplane/placement", "proto/fanlight/control/...", "internal/..."}},
 	{path: "bench/failover", may: []string{"proto/fanlight/control/...", "internal/..."}},
 	{path: "deploy/prometheus"},
 	{path: "e2e", may: []string{"bench/...", "proto/...", "internal/..."}},

@@ -7,6 +7,6 @@ import (
 // newBench has the measurements whose figures docs/operations.md prints.
 func newBench(a *app) *cobra.Command {
 	cmd := group("bench", "Measure a fleet on this machine")
-	cmd.AddCommand(newBenchFailover(a))
+	cmd.AddCommand(newBenchFailover(a), newBenchFleet(a))
 	return cmd
 }
