@@ -72,7 +72,7 @@ func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1
 	v.cancel = cancel
 	go v.keep(keeping, s) // counted by join
 
-	reason, broken := error(fleet.Internal), false // of a panic
+	broken, reason := false, error(fleet.Internal) // of a panic
 	defer func() {
 		if !broken {
 			cancel(reason)
@@ -81,7 +81,7 @@ func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1
 	}()
 	calling, hangUp := context.WithCancel(ctx)
 	defer hangUp() // ends transmit before the session ends, as there is nobody to tell
-	reason, broken = v.serve(ctx, s, v.transmit(calling))
+	broken, reason = v.serve(ctx, s, v.transmit(calling))
 	broken = broken && v.orphan(s)
 	switch {
 	case broken:
@@ -153,27 +153,27 @@ func (v *viewing) isOrphan() bool {
 }
 
 // serve carries messages between gateway and session. It returns why it does not
-// any more, and whether the stream broke while the session could go on.
+// any more; broken: the stream broke, and the session could go on.
 // unsendable says that nothing can be sent to the gateway.
-func (v *viewing) serve(ctx context.Context, s *session.Session, unsendable <-chan error) (reason error, broken bool) {
+func (v *viewing) serve(ctx context.Context, s *session.Session, unsendable <-chan error) (broken bool, reason error) {
 	requests, left := receive(ctx, v.stream)
 	for {
 		select {
 		case m := <-requests:
 			if err := v.take(s, m); err != nil { //nolint:contextcheck // an ICE restart bounds itself
-				return err, false
+				return false, err
 			}
 		case err := <-left:
 			return v.lost(ctx, err)
 		case err := <-unsendable:
 			return v.lost(ctx, err)
 		case <-v.overflow:
-			return fmt.Errorf("session %q: the gateway does not read: %w", v.id, fleet.Unavailable), true
+			return true, fmt.Errorf("session %q: the gateway does not read: %w", v.id, fleet.Unavailable)
 		case <-v.done:
-			return v.err, false
+			return false, v.err
 		case <-ctx.Done():
 			if errors.Is(context.Cause(ctx), fleet.Unavailable) {
-				return fleet.NodeStopping, false
+				return false, fleet.NodeStopping
 			}
 			return v.lost(ctx, <-left) // the call is over, and Recv returns
 		}
@@ -184,14 +184,14 @@ func (v *viewing) serve(ctx context.Context, s *session.Session, unsendable <-ch
 // half-closes: that is io.EOF. A stream that is canceled, reset or cut has lost
 // its gateway. The node's own server ends the context of a stream before the
 // stream, with fleet.Unavailable as the cause.
-func (v *viewing) lost(ctx context.Context, err error) (reason error, broken bool) {
+func (v *viewing) lost(ctx context.Context, err error) (broken bool, reason error) {
 	switch {
 	case errors.Is(err, io.EOF):
-		return errLeft, false
+		return false, errLeft
 	case errors.Is(context.Cause(ctx), fleet.Unavailable):
-		return fleet.NodeStopping, false
+		return false, fleet.NodeStopping
 	}
-	return fmt.Errorf("session %q: the gateway is gone: %w", v.id, rpc.FromStatus(err)), true
+	return true, fmt.Errorf("session %q: the gateway is gone: %w", v.id, rpc.FromStatus(err))
 }
 
 // stopped says why a call ends that has not failed. Its context has ended with
