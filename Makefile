@@ -94,6 +94,14 @@ fuzz: ## Run every fuzz target for FUZZTIME (30s)
 bench: ## Run every benchmark
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
+.PHONY: deploy-test
+deploy-test: ## Check deploy/: the chart, the composition, the Dockerfile, the units
+	cd $(TOOLS)/deploy && $(GO) test -count=1 -timeout 10m ./...
+
+.PHONY: image-test
+image-test: ## Build the container image and run it, with buildah and podman, as root
+	$(TOOLS)/deploy/image.sh
+
 .PHONY: clean
 clean: ## Remove what the targets above made, but for the installed packages
 	rm -rf bin e2e/artifacts $(WEB)/node_modules $(TOOLS)/node_modules
@@ -111,6 +119,7 @@ apt:
 .PHONY: modules
 modules:
 	$(GO) mod download
+	cd $(TOOLS)/deploy && $(GO) mod download
 
 .PHONY: node
 node:

@@ -22,6 +22,7 @@ step "generated code" make --no-print-directory drift
 step "breaking changes" internal/tools/breaking.sh
 step "lint" make --no-print-directory lint-only
 step "prometheus" internal/tools/promtool.sh
+step "deploy" make --no-print-directory deploy-test
 step "web" make --no-print-directory web-test-only
 step "unit and integration" make --no-print-directory unit
 step "end to end" make --no-print-directory e2e

@@ -66,7 +66,7 @@ var helps sync.Map
 func settings(command []string) (map[string]bool, error) {
 	key := strings.Join(command, " ")
 	if f, ok := helps.Load(key); ok {
-		return f.(map[string]bool), nil //nolint:errcheck // stored below
+		return f.(map[string]bool), nil
 	}
 	out, err := exec.Command(binary, append(command, "--help")...).Output()
 	if err != nil {

@@ -194,8 +194,19 @@ func matrix(r *release, name string) map[string]bool {
 		number   int32
 		protocol corev1.Protocol
 	}{
-		{9090, "TCP"}, {2380, "TCP"}, {9091, "TCP"}, {8189, "TCP"}, {8189, "UDP"}, {8443, "TCP"}, {8281, "TCP"}, {8283, "TCP"},
-		{443, "TCP"}, {554, "TCP"}, {40000, "UDP"}, {53, "UDP"}, {22, "TCP"},
+		{9090, "TCP"},
+		{2380, "TCP"},
+		{9091, "TCP"},
+		{8189, "TCP"},
+		{8189, "UDP"},
+		{8443, "TCP"},
+		{8281, "TCP"},
+		{8283, "TCP"},
+		{443, "TCP"},
+		{554, "TCP"},
+		{40000, "UDP"},
+		{53, "UDP"},
+		{22, "TCP"},
 	}
 	out := map[string]bool{}
 	for _, from := range ends {
