@@ -13,6 +13,10 @@ const (
 	// leaveStall is how long a node that leaves waits for something to move: a
 	// control plane begins at once, if there are nodes that can take cameras.
 	leaveStall = 5 * time.Second
+	// leaveStore is how long the control plane gets to store that a camera was
+	// released: with the stream ends what it has not stored, and it then has to
+	// wait before it gives a camera that accepts one session to another node.
+	leaveStore = 250 * time.Millisecond
 	// leaveCheck is how often it looks, and leaveLog how often it says so.
 	leaveCheck = 50 * time.Millisecond
 	leaveLog   = 2 * time.Second
@@ -47,7 +51,7 @@ func (n *Node) Leave(ctx context.Context) error {
 			moved = d.away // it has been waited for already
 		}
 		switch {
-		case d.done():
+		case d.done(now):
 			n.log.Info("node has left")
 			return nil
 		case now.Sub(moved) >= leaveStall:
@@ -79,6 +83,7 @@ type departure struct {
 	moves     moves
 	viewers   int
 	unsaid    int       // releases
+	said      time.Time // when a release was said last
 	connected bool      // to the control plane
 	away      time.Time // since when not
 	stopped   bool
@@ -95,7 +100,7 @@ type moves struct {
 func (n *Node) departure() departure {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	d := departure{connected: n.away.IsZero(), away: n.away, stopped: n.stopping, unsaid: n.released.unsaid()}
+	d := departure{connected: n.away.IsZero(), away: n.away, stopped: n.stopping, unsaid: n.released.unsaid(), said: n.released.said}
 	d.moves.cameras, d.moves.ending = len(n.cameras), len(n.ending)
 	for _, c := range n.cameras {
 		c.mu.Lock()
@@ -113,8 +118,9 @@ func (n *Node) departure() departure {
 }
 
 // done tells whether there is nothing left to wait for.
-func (d departure) done() bool {
-	return d.stopped || d.moves.cameras == 0 && d.moves.ending == 0 && (d.unsaid == 0 || !d.connected)
+func (d departure) done(now time.Time) bool {
+	known := d.unsaid == 0 && now.Sub(d.said) >= leaveStore
+	return d.stopped || d.moves.cameras == 0 && d.moves.ending == 0 && (known || !d.connected)
 }
 
 // underWay tells whether something moves that comes to an end by itself: what

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"fanlight/internal/fleet"
@@ -158,6 +160,65 @@ func TestReleased(t *testing.T) {
 	r.control.update(func() { r.control.down = false })
 	r.control.wait(t, "the node to come back", func() bool { return len(r.control.hellos) == 2 })
 	r.control.waitReleased(t, "cameras/lobby 1")
+}
+
+// A camera that is let go, pulled again and let go again is released when the
+// last source has ended, though the goroutine that saw the first end may be late.
+func TestReleasedTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, err := New(Config{Node: "node-1", ControlPlane: &grpc.ClientConn{}, SessionAddress: "127.0.0.1:1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pulled := func(generation int64) *camera {
+			c := newCamera(n, desired{Camera: fleet.Camera{ID: "lobby"}, generation: generation})
+			c.cancel = func() {}
+			n.seen[c.id] = generation
+			return c
+		}
+		first, second := pulled(1), pulled(2)
+		n.mu.Lock()
+		n.letGo(first, fleet.CameraMoved)
+		n.letGo(second, fleet.CameraMoved)
+		n.mu.Unlock()
+		close(first.done)
+		synctest.Wait()
+		if n.released.unsaid() != 0 {
+			t.Errorf("released while it is pulled: %v", n.released.cameras)
+		}
+		close(second.done)
+		n.running.Wait()
+		if r := n.released.cameras["lobby"]; r.generation != 2 || len(n.ending) != 0 {
+			t.Errorf("released %v, ending %v", n.released.cameras, n.ending)
+		}
+	})
+}
+
+// A node whose last camera has been released stays until that can be stored.
+func TestReleaseIsStored(t *testing.T) {
+	now := time.Now()
+	var r releases
+	r.add("lobby", 1)
+	for _, c := range []struct {
+		what      string
+		connected bool
+		after     time.Duration
+		done      bool
+	}{
+		{"unsaid", true, time.Hour, false},
+		{"unsaid, and nobody to say it to", false, 0, true},
+		{"just said", true, leaveStore / 2, false},
+		{"just said, and the stream has ended", false, leaveStore / 2, true},
+		{"stored", true, leaveStore, true},
+	} {
+		if c.what == "just said" {
+			r.take(now)
+		}
+		d := departure{connected: c.connected, unsaid: r.unsaid(), said: r.said}
+		if d.done(now.Add(c.after)) != c.done {
+			t.Errorf("%s: done is %v", c.what, !c.done)
+		}
+	}
 }
 
 // Releases are repeated for as long as a replica may not have stored them.

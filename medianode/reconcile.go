@@ -104,9 +104,10 @@ func (n *Node) letGo(c *camera, reason fleet.Error) {
 		<-c.done
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if n.ending[c.id] == c {
-			delete(n.ending, c.id)
+		if n.ending[c.id] != c {
+			return // it was pulled again and let go again: what that ends with counts
 		}
+		delete(n.ending, c.id)
 		again := n.cameras[c.id]
 		if again == nil {
 			generation = max(generation, n.seen[c.id]) // it was to be handed over under a later one

@@ -16,6 +16,7 @@ const releaseMemory = 10 * time.Minute
 // zero value is empty. Guarded by Node.mu.
 type releases struct {
 	cameras map[fleet.CameraID]release
+	said    time.Time // when anything was said last
 }
 
 // release is a camera that was let go of.
@@ -77,6 +78,7 @@ func (r *releases) take(now time.Time) []*controlv1.RunningAssignment {
 		case rel.unsaid:
 			out = append(out, &controlv1.RunningAssignment{Camera: id.Name(), Generation: rel.generation})
 			rel.unsaid = false
+			r.said = now
 			if rel.first.IsZero() {
 				rel.first = now
 			}
