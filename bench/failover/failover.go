@@ -70,8 +70,9 @@ type Config struct {
 const (
 	startLimit = 3 * time.Minute
 	stepLimit  = 2 * time.Minute
-	roundLimit = 20 * time.Second // for viewers to have a picture again
-	quiet      = 2 * time.Second  // before and after what is done
+	roundLimit = 20 * time.Second        // for viewers to have a picture again
+	quiet      = 1500 * time.Millisecond // before and after what is done
+	settled    = 12 * time.Second        // after an outage: nodes that had not come back would have lost their cameras by then
 	lookAgain  = 20 * time.Millisecond
 	joinEvery  = 20 * time.Millisecond // between viewers that come
 )
@@ -106,6 +107,15 @@ func (c *Config) defaults() error {
 	return nil
 }
 
+// args has control planes leave all cameras on the node that is to end, where
+// there is one.
+func (c *Config) args(kind fleettest.Kind, _ string) []string {
+	if kind == fleettest.ControlPlane && (c.Mode == Kill || c.Mode == Drain) {
+		return []string{"--rebalance-moves", "0"}
+	}
+	return nil
+}
+
 // Run measures. It returns when the fleet has ended; the error says which part
 // of it is to blame, with the end of its log, or that a process ended by itself.
 // A viewer that lost its picture is no error but a figure.
@@ -115,7 +125,7 @@ func Run(ctx context.Context, cfg Config) (res Result, err error) {
 	}
 	f, err := fleettest.New(fleettest.Config{
 		Log: cfg.Log, Binary: cfg.Binary, Dir: cfg.Dir, Data: cfg.Data, Env: cfg.Env, ControlPlanes: cfg.ControlPlanes, Nodes: cfg.Nodes, Gateways: cfg.Gateways,
-		Cameras: cfg.Cameras, KeyframeInterval: cfg.KeyframeInterval,
+		Cameras: cfg.Cameras, KeyframeInterval: cfg.KeyframeInterval, Args: cfg.args,
 	})
 	if err != nil {
 		return Result{}, fmt.Errorf("measure failover: %w", err)

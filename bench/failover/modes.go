@@ -153,8 +153,7 @@ func (b *bench) darken(ctx context.Context, round int) error {
 	if err != nil {
 		return err
 	}
-	// Nodes that do not come back lose their cameras only after a while.
-	pause(step, 5*quiet)
+	pause(step, settled)
 	b.take(round, "outage", span{from, time.Now()}, nil)
 	after, err := b.fleet.Assignments(step)
 	if err != nil {

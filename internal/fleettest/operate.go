@@ -153,8 +153,9 @@ func (f *Fleet) node(ctx context.Context, node *Process) (*controlv1.Node, error
 }
 
 // Gather brings all cameras to one node: the others are drained, and when all
-// cameras are LIVE there and the others have none left, take cameras again. What
-// one node has then is too little to be moved for balance.
+// cameras are LIVE there and the others have none left, take cameras again. They
+// stay there if control planes move little or nothing for balance
+// (--rebalance-moves).
 func (f *Fleet) Gather(ctx context.Context, node *Process) error {
 	for _, n := range f.Nodes {
 		if n != node && n.Running() {
