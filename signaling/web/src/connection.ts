@@ -78,15 +78,20 @@ const LONGEST_TIMER = 2 ** 31 - 1;
 const OPEN = 1;
 /** Closes a websocket without ending its sessions: another one follows. */
 const CLOSE_TO_RETURN = 4000;
-/** So many pictures that still move are replaced at a time. */
+/** So many pictures that still move are replaced at a time, */
 const REPLACED_AT_ONCE = 8;
+/** or so much of a larger wall, so that all have had their turn before an orphan's time is over, 15 s. */
+const REPLACED_SHARE = 1 / 8;
 /** The next one's turn comes after so long at the latest, milliseconds. */
 const LONGEST_TURN = 1_000;
 
 export class Connection {
   readonly gateway: URL;
   /** For those who replace a picture that still moves. */
-  readonly turns = new Turns(REPLACED_AT_ONCE, LONGEST_TURN);
+  readonly turns = new Turns(
+    () => Math.max(REPLACED_AT_ONCE, Math.ceil(this.#members.size * REPLACED_SHARE)),
+    LONGEST_TURN,
+  );
   readonly #token: Token;
   readonly #open: (url: URL, protocols: string[]) => Socket;
   readonly #probe: (gateway: URL, token: string) => Promise<string>;

@@ -88,6 +88,8 @@ interface Take {
   movedAt: number;
   /** The websocket of the session is gone. */
   orphaned: boolean;
+  /** The gateway says that the session's node is lost. */
+  lost: boolean;
   /** The session is over; only its last frame is left. */
   dead: boolean;
 }
@@ -215,7 +217,7 @@ export class Playback implements Member {
     this.#discard(this.#pending);
     this.#pending = undefined;
     if (!this.#started || !this.#connection.welcome) return;
-    if (!this.#alive) {
+    if (!this.#alive || this.#shown?.lost) {
       this.#replace();
       return;
     }
@@ -264,6 +266,7 @@ export class Playback implements Member {
       sample: undefined,
       movedAt: now,
       orphaned: false,
+      lost: false,
       dead: false,
     };
     return take;
@@ -286,12 +289,13 @@ export class Playback implements Member {
   #camera(take: Take, state: StateMessage): void {
     if (state.state === "live" && take.state?.state !== "live") take.movedAt = Date.now();
     take.state = state;
+    take.lost = state.state === "moving" && state.reason !== MOVING.reason;
     this.#tell();
   }
 
   #moved(take: Take): void {
     if (take.state) take.state = { ...take.state, state: "moving", reason: "moving", message: "" };
-    if (take === this.#pending || !(this.#pending || this.#turn)) this.#watch();
+    if (take === this.#pending || (!this.#pending && (take.lost || !this.#turn))) this.#watch();
   }
 
   #failed(take: Take, failure: Failure): void {

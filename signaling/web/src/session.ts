@@ -35,6 +35,8 @@ export interface SessionOptions {
 
 /** The gateway has so long to say anything of a new session, milliseconds. The answer itself may wait for a node. */
 const ANSWER_TIMEOUT = 15_000;
+/** If it says nothing at all for so long, of no session, the websocket is dead: the gateway's machine is gone. */
+const SILENCE_TIMEOUT = 5_000;
 /** A busy page may come to its timers before it comes to what the gateway said: it gets so long to catch up. */
 const CATCH_UP = 3_000;
 /** ICE and DTLS have so long after the answer. */
@@ -84,7 +86,11 @@ export class Session {
 
   /** Makes the offer and sends it. Reports what fails as an event. */
   async start(): Promise<void> {
-    this.#within(ANSWER_TIMEOUT, () => this.#within(CATCH_UP, () => this.#unanswered()));
+    const catchUp = () => this.#within(CATCH_UP, () => this.#unanswered());
+    this.#within(SILENCE_TIMEOUT, () => {
+      if (this.#isDead) catchUp();
+      else this.#within(ANSWER_TIMEOUT - SILENCE_TIMEOUT, catchUp);
+    });
     try {
       await this.#pc.setLocalDescription(await this.#pc.createOffer());
     } catch (error) {
@@ -260,10 +266,14 @@ export class Session {
     if (!this.#closed && !this.#send({ type: "restart", session: this.#id, offer })) this.#lost();
   }
 
+  /** The websocket looks open but nothing comes back on it, for nobody: the path is dead. */
+  get #isDead(): boolean {
+    return this.#connection.heardAt <= this.#beganAt;
+  }
+
   #unanswered(): void {
-    const dead = this.#connection.heardAt <= this.#beganAt;
+    const dead = this.#isDead;
     this.#fail("no_answer", "");
-    // The websocket looks open but nothing comes back on it, for nobody: the path is dead.
     if (dead) this.#connection.renew("no_answer");
   }
 

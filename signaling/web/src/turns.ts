@@ -11,13 +11,13 @@ export interface Turn {
 }
 
 export class Turns {
-  readonly #most: number;
+  readonly #most: () => number;
   readonly #longest: number;
   readonly #waiting: (() => void)[] = [];
   #taken = 0;
 
-  /** most may have a turn at the same time, each for the longest time at most, milliseconds. */
-  constructor(most: number, longest: number) {
+  /** So many as most says may have a turn at the same time, each for the longest time at most, milliseconds. */
+  constructor(most: () => number, longest: number) {
     this.#most = most;
     this.#longest = longest;
   }
@@ -51,7 +51,7 @@ export class Turns {
   }
 
   #next(): void {
-    while (this.#taken < this.#most) {
+    while (this.#taken < this.#most()) {
       const begin = this.#waiting.shift();
       if (!begin) return;
       begin();

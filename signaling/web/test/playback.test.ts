@@ -306,6 +306,57 @@ describe("Playback", () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
+  it("replaces an eighth of a large wall at a time", async () => {
+    const wall = Array.from({ length: 80 }, make);
+    for (const one of wall) one.start();
+    await settle();
+    gateway.last.welcome();
+    await settle();
+    for (const [i, session] of watched().entries()) {
+      gateway.last.say({ type: "answer", session, sdp: "answer" });
+      await settle();
+      media.peers[i]?.track();
+    }
+    for (const picture of screen.pictures) picture.firstFrame();
+    gateway.last.lose();
+    await vi.advanceTimersByTimeAsync(500);
+    gateway.last.welcome();
+    await settle();
+    expect(watched()).toHaveLength(90);
+    await vi.advanceTimersByTimeAsync(7_000);
+    expect(watched()).toHaveLength(160);
+    for (const one of wall) one.stop();
+  });
+
+  it("replaces the pictures of a lost node at once, however many, and those in its way", async () => {
+    const wall = Array.from({ length: 20 }, make);
+    for (const one of wall) one.start();
+    await settle();
+    gateway.last.welcome();
+    await settle();
+    const first = watched();
+    for (const [i, session] of first.entries()) {
+      gateway.last.say({ type: "answer", session, sdp: "answer" });
+      await settle();
+      media.peers[i]?.track();
+      gateway.last.say({ type: "state", session, state: "live" });
+    }
+    for (const picture of screen.pictures) picture.firstFrame();
+    // Sound is wanted of some, two of which wait for their turn.
+    for (const one of wall.slice(0, 10)) one.wantAudio();
+    await settle();
+    expect(watched()).toHaveLength(28);
+    for (const session of first) {
+      gateway.last.say({ type: "state", session, state: "moving", reason: "node_unreachable" });
+      gateway.last.say({ type: "move", session });
+    }
+    await settle();
+    expect(watched()).toHaveLength(40);
+    for (const one of wall) one.stop();
+    await vi.advanceTimersByTimeAsync(3_000);
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
   it("is live without a websocket as long as frames arrive", async () => {
     await start();
     const stop = flowing(await live());

@@ -142,7 +142,7 @@ describe("Session", () => {
   it("suspects a connection on which nothing comes back", async () => {
     const session = await begin();
     const socket = gateway.last;
-    await vi.advanceTimersByTimeAsync(17_999);
+    await vi.advanceTimersByTimeAsync(7_999);
     expect(events.failures).toEqual([]);
     await vi.advanceTimersByTimeAsync(1);
     expect(events.failures).toEqual([{ reason: "no_answer", message: "" }]);

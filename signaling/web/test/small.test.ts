@@ -13,7 +13,7 @@ describe("Turns", () => {
   afterEach(() => vi.useRealTimers());
 
   it("lets a few go at a time, in order", () => {
-    const turns = new Turns(2, 1_000);
+    const turns = new Turns(() => 2, 1_000);
     const started: number[] = [];
     const all = [0, 1, 2, 3, 4].map((i) => turns.turn(() => started.push(i)));
     for (const turn of all) turn.take();
@@ -30,7 +30,7 @@ describe("Turns", () => {
   });
 
   it("takes a turn back from who does not give it", () => {
-    const turns = new Turns(1, 1_000);
+    const turns = new Turns(() => 1, 1_000);
     const started: number[] = [];
     const all = [0, 1, 2].map((i) => turns.turn(() => started.push(i)));
     for (const turn of all) turn.take();
@@ -43,7 +43,7 @@ describe("Turns", () => {
   });
 
   it("gives a turn back that was over as soon as it began", () => {
-    const turns = new Turns(1, 1_000);
+    const turns = new Turns(() => 1, 1_000);
     const started: number[] = [];
     const hasty = turns.turn(() => hasty.giveBack());
     hasty.take();
