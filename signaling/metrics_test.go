@@ -72,7 +72,7 @@ func TestMetricsOfRefusals(t *testing.T) {
 	token := mint(t, viewer.Grant{Cameras: []string{"lobby"}})
 	h.exports(`fanlight_gateway_auth_refusals_total{reason="unauthenticated"} 0`)
 	b := h.connect("a.b.c")
-	b.closed()
+	_ = b.closed()
 	h.exports(`fanlight_gateway_auth_refusals_total{reason="unauthenticated"} 1`)
 	good := h.welcomed(token)
 	good.watch("s1", "vault")

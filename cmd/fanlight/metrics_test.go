@@ -27,6 +27,7 @@ import (
 
 	"fanlight/controlplane"
 	"fanlight/controlplane/store"
+	"fanlight/internal/certs"
 	"fanlight/internal/metrics"
 	"fanlight/internal/rpc"
 	"fanlight/internal/viewertest"
@@ -459,6 +460,48 @@ func TestMetricsListener(t *testing.T) {
 			t.Errorf("profiles: %d", got)
 		}
 	})
+}
+
+// TestMetricsForOtherMachines serves them by TLS to what has a certificate of
+// the fleet's authority, which is exported itself.
+func TestMetricsForOtherMachines(t *testing.T) {
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{"init"}, {"issue", "--role", "node", "--name", "n"}, {"issue", "--role", "monitor", "--name", "prometheus"},
+	} {
+		if code, text := ends(append([]string{"certs", args[0], "--dir", dir}, args[1:]...)); code != exitOK {
+			t.Fatalf("certs %v: %s", args, text)
+		}
+	}
+	file := func(name string) string { return filepath.Join(dir, name) }
+	ca := file(certs.CAFile)
+	r := runs(t, "medianode", "--grpc", "127.0.0.1:0", "--media", "127.0.0.1:0", "--control-plane", "127.0.0.1:1",
+		"--tls-cert", file("node-n.pem"), "--tls-key", file("node-n-key.pem"), "--tls-ca", ca, "--metrics", "0.0.0.0:0")
+	_, port, err := net.SplitHostPort(await(t, &r.err, `msg=metrics address=https://(\S+)/metrics profiles=false`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(files certs.Files) (string, error) {
+		cfg, err := files.ClientTLS(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}}
+		resp, err := client.Get("https://127.0.0.1:" + port + "/metrics")
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		return string(body), err
+	}
+	text, err := get(certs.Files{CA: ca, Cert: file("monitor-prometheus.pem"), Key: file("monitor-prometheus-key.pem")})
+	if err != nil || !strings.Contains(text, `fanlight_certificate_expiry_timestamp_seconds{certificate="tls"} `) {
+		t.Errorf("with a certificate: %v %.200s", err, text)
+	}
+	if text, err := get(certs.Files{CA: ca}); err == nil {
+		t.Errorf("without a certificate: %.200s", text)
+	}
 }
 
 // status returns the status of a GET; host is what the Host header has, if it
