@@ -21,6 +21,7 @@ type admission struct {
 
 	connections tally // by viewer, and by address
 	sessions    tally // by viewer, or by address where tokens name nobody
+	orphans     tally // the same, of sessions that were lost and may still go on at their nodes
 }
 
 // tally counts what each viewer or address has, and refuses what is too much.
@@ -86,6 +87,17 @@ func who(v viewer.Viewer, remote string) string {
 		return "viewer " + v.Subject
 	}
 	return "address " + remote
+}
+
+// orphan counts a session in that was lost, for as long as its node may go on
+// with it. False: there are most already; else a viewer who breaks its
+// connections would have more sessions than it may.
+func (a *admission) orphan(key string, most int) bool {
+	release, ok := a.orphans.add(key, most)
+	if ok {
+		time.AfterFunc(orphanTime, release)
+	}
+	return ok
 }
 
 // viewing is what the audit line tells of a session.

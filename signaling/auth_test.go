@@ -137,6 +137,31 @@ func TestTokenExpiresWhileWatching(t *testing.T) {
 	b.works("c", s)
 }
 
+// TestOrphansAreCounted is a viewer who breaks connections to have more
+// sessions than the token allows.
+func TestOrphansAreCounted(t *testing.T) {
+	h := newHarness(t, withAuth(t))
+	n := h.node("n1")
+	h.control.assign("lobby", n, 1)
+	token := mint(t, viewer.Grant{Subject: "anna", Cameras: []string{"*"}, MaxSessions: 1})
+	cut := func(token string) *nodeSession {
+		b := h.welcomed(token)
+		s := b.live("a", "lobby", n)
+		_ = b.ws.NetConn().Close()
+		return s
+	}
+	cut(token).orphaned()
+	eventually(t, "the place to be free", func() bool {
+		release, ok := h.gateway.sessions.add("viewer anna", 1)
+		if ok {
+			release()
+		}
+		return ok
+	})
+	cut(token).left()
+	cut(mint(t, viewer.Grant{Subject: "bert", Cameras: []string{"*"}, MaxSessions: 1})).orphaned()
+}
+
 func TestRenewedTokenKeepsSessions(t *testing.T) {
 	h := newHarness(t, withAuth(t))
 	n := h.node("n1")

@@ -206,6 +206,7 @@ func New(cfg Config) (*Gateway, error) {
 			auth: cfg.Auth, origins: allowed, proxies: cfg.TrustedProxies,
 			connections: tally{counts: make(map[string]int)},
 			sessions:    tally{counts: make(map[string]int)},
+			orphans:     tally{counts: make(map[string]int)},
 		},
 		stopping: make(chan struct{}),
 		wheps:    make(map[string]*whep),
@@ -305,7 +306,8 @@ func (g *Gateway) newSession(cfg sessionConfig) (_ *session, err error) {
 	if v.MaxSessions > 0 {
 		most = min(most, v.MaxSessions)
 	}
-	release, ok := g.sessions.add(who(v, cfg.remote), most)
+	key := who(v, cfg.remote)
+	release, ok := g.sessions.add(key, most)
 	if !ok {
 		return nil, fmt.Errorf("%d sessions of one viewer are the limit, leave one: %w", most, fleet.TooManySessions)
 	}
@@ -313,6 +315,7 @@ func (g *Gateway) newSession(cfg sessionConfig) (_ *session, err error) {
 	return &session{
 		sessionConfig: cfg,
 		gateway:       g, nodeID: fleet.SessionID(rand.Text()), viewing: line, release: release, onEnd: func() {},
+		orphan:   func() bool { return g.orphan(key, most) },
 		log:      g.log.With("camera", cfg.camera),
 		requests: make(chan *mediav1.OpenSessionRequest, requestsKept),
 	}, nil

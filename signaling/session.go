@@ -29,9 +29,16 @@ const (
 	moveLinger = 30 * time.Second
 	// probeLeast is the least wait before a node that was lost is tried again.
 	probeLeast = 250 * time.Millisecond
+	// orphanTime is how long a node goes on at most with a session whose stream
+	// broke.
+	orphanTime = 15 * time.Second
 	// sameRoute is how long a session whose node has let the camera go waits for
 	// another route, before it tries the old one.
 	sameRoute = 5 * time.Second
+	// longestTurn is how long a session waits at most for its turn to move. Its
+	// node hands the camera over and keeps it for 30 s: when more viewers move
+	// than can in that time, pacing them would cost them the picture.
+	longestTurn = 20 * time.Second
 	// patient is how long an attempt has taken that the node has waited in: the
 	// wait before the next is short.
 	patient = time.Second
@@ -43,7 +50,8 @@ var (
 	// errLeft: the viewer has left it. The node ends it too.
 	errLeft = errors.New("left")
 	// errLost: the websocket broke, or the gateway stops. The node goes on with
-	// it for some seconds, in which the viewer can begin another one elsewhere.
+	// it for some seconds, in which the viewer can begin another one elsewhere,
+	// unless the viewer has as many such sessions as it may have others.
 	errLost = errors.New("lost")
 )
 
@@ -77,8 +85,9 @@ type session struct {
 	gateway  *Gateway
 	nodeID   fleet.SessionID // the node's name for it
 	viewing  *viewing
-	release  func() // gives the place among the viewer's sessions back; may be called again
-	onEnd    func() // called before the browser is told that the session has ended
+	release  func()      // gives the place among the viewer's sessions back; may be called again
+	orphan   func() bool // takes one among its orphans; false: there is none
+	onEnd    func()      // called before the browser is told that the session has ended
 	log      *slog.Logger
 	requests chan *mediav1.OpenSessionRequest // from the browser; never closed
 	hasMoved atomic.Bool                      // the browser has been told to move
@@ -113,7 +122,7 @@ func (s *session) run(ctx context.Context) error {
 	defer watch.Close()
 	var err error // nil after a panic
 	defer func() {
-		if errors.Is(err, errLost) {
+		if errors.Is(err, errLost) && s.answered && s.stream != nil && s.orphan() {
 			s.breakStream()
 		}
 		s.closeStream()
@@ -281,7 +290,7 @@ func (s *session) movePaced(now time.Time) {
 	}
 	if s.turn == nil {
 		s.turn = s.gateway.moves.ReserveN(now, 1)
-		s.next = now.Add(s.turn.DelayFrom(now))
+		s.next = now.Add(min(s.turn.DelayFrom(now), longestTurn))
 	}
 	if !s.next.After(now) {
 		s.move("moving", "the camera has moved to another node")

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"fanlight/internal/fleet"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
@@ -125,6 +127,21 @@ func TestMovesArePaced(t *testing.T) {
 		if _, ok := told[id]; !ok {
 			b.works(id, s)
 		}
+	}
+}
+
+// TestLongestTurn is a drain with more viewers than are told to move while the
+// old node keeps the camera.
+func TestLongestTurn(t *testing.T) {
+	g := &Gateway{moves: rate.NewLimiter(1, 1)}
+	now := time.Now()
+	for range 100 {
+		g.moves.ReserveN(now, 1)
+	}
+	s := &session{gateway: g, sessionConfig: sessionConfig{mayMove: true}}
+	s.movePaced(now)
+	if s.moved || s.next.Sub(now) != longestTurn {
+		t.Errorf("its turn is in %v", s.next.Sub(now))
 	}
 }
 
