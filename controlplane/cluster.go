@@ -29,7 +29,7 @@ func (s *clusterService) ListMembers(ctx context.Context, _ *controlv1.ListMembe
 	if err != nil {
 		return nil, fmt.Errorf("list members: %w", err)
 	}
-	return &controlv1.ListMembersResponse{Members: m.All, External: m.External, Quorum: int32(m.Quorum)}, nil //nolint:gosec // a few
+	return &controlv1.ListMembersResponse{Members: m.All, External: m.External, Quorum: int32(m.Quorum)}, nil
 }
 
 // AddMember adds a replica.
@@ -69,7 +69,7 @@ func (s *clusterService) RemoveMember(ctx context.Context, req *controlv1.Remove
 	if err != nil {
 		return nil, fmt.Errorf("the member is removed; list members: %w", err)
 	}
-	return &controlv1.RemoveMemberResponse{Members: m.All, Quorum: int32(m.Quorum)}, nil //nolint:gosec // a few
+	return &controlv1.RemoveMemberResponse{Members: m.All, Quorum: int32(m.Quorum)}, nil
 }
 
 // Backup sends all that is stored.

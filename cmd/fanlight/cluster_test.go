@@ -414,10 +414,10 @@ func TestClusterMisconfigured(t *testing.T) {
 	}
 }
 
-// kills is how often TestLeaderKilled kills; FANLIGHT_KILLS=10 measures.
+// kills is how often TestLeaderKilled kills; LEADER_KILLS=10 measures.
 func kills() int {
 	n := 2
-	_, _ = fmt.Sscan(os.Getenv("FANLIGHT_KILLS"), &n)
+	_, _ = fmt.Sscan(os.Getenv("LEADER_KILLS"), &n)
 	return n
 }
 

@@ -160,7 +160,7 @@ checks that it is the right one, and copies it into the data directory.`,
 		Example: `  fanlight cluster restore backup.db --data /var/lib/fanlight --key-file secret.key
   fanlight controlplane --data /var/lib/fanlight`,
 		Args: oneFile,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(_ *cobra.Command, args []string) error {
 			log, err := a.logger()
 			if err != nil {
 				return err

@@ -49,7 +49,7 @@ func (m *maintainer) run(ctx context.Context) {
 			m.report(ctx, h)
 		}
 		if now := time.Now(); now.After(m.reclaim) {
-			m.reclaim = now.Add(reclaimEvery/2 + rand.N(reclaimEvery)) //nolint:gosec // spreads the members' work
+			m.reclaim = now.Add(reclaimEvery/2 + rand.N(reclaimEvery))
 			m.reclaimSpace(ctx, h)
 		}
 	}

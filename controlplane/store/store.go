@@ -191,11 +191,15 @@ func (s *Store) open(ctx context.Context, cfg Config) error {
 		Logger:               log.zap,
 	})
 	if err != nil {
-		return fmt.Errorf("connect to etcd: %w", unavailable(err))
+		return fmt.Errorf("connect to etcd: %w", unavailable(diagnose(ctx, cfg, err)))
 	}
 	s.client = client
 	if s.embedded == nil {
-		return s.openKey(ctx, cfg)
+		err := s.openKey(ctx, cfg)
+		if errors.Is(err, context.DeadlineExceeded) {
+			return unavailable(diagnose(ctx, cfg, err))
+		}
+		return err
 	}
 	s.health = newHealth(cfg.Log, s.embedded, cfg.MinFreeDisk)
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -20,7 +20,13 @@ import (
 	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(writerDir); dir != "" {
+		write(dir)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func open(t *testing.T, cfg store.Config) *store.Store {
 	t.Helper()
@@ -417,17 +423,23 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// freeAddr returns an address at which nobody listens.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
 // Three members make one store.
 func TestCluster(t *testing.T) {
 	defer settle(t, goleak.IgnoreCurrent())
 	peers := make(map[string]string)
 	for _, name := range []string{"a", "b", "c"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		peers[name] = "http://" + l.Addr().String()
-		_ = l.Close() // for the member
+		peers[name] = "http://" + freeAddr(t)
 	}
 	dir := t.TempDir()
 	key := filepath.Join(dir, "key")
