@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 		err = build()
 	}
 	if err != nil {
+		_ = os.RemoveAll(dir)
 		fmt.Fprintln(os.Stderr, "fleettest:", err)
 		os.Exit(1)
 	}
