@@ -70,9 +70,19 @@ func (d *desired) camera(v cameraView, part controlv1.DesiredCamera_Part, genera
 	c.PasswordSet = len(v.camera.Sealed) > 0
 	c.Etag = etag(v.camera.Revision)
 	return desiredCamera{
-		message:  &controlv1.DesiredCamera{Camera: c, Password: password, Generation: generation, Part: part},
+		message: &controlv1.DesiredCamera{
+			Camera: c, Password: password, Generation: generation, Part: part, LastTransport: v.lastTransport(),
+		},
 		revision: v.camera.Revision,
 	}
+}
+
+// lastTransport returns how the camera's RTP came when that was last seen.
+func (v cameraView) lastTransport() controlv1.Profile_Transport {
+	if v.observed == nil || len(v.observed.Status.GetProfiles()) == 0 {
+		return controlv1.Profile_TRANSPORT_UNSPECIFIED
+	}
+	return v.observed.Status.GetProfiles()[0].GetTransport()
 }
 
 // pause returns how long to wait before the next set.

@@ -123,6 +123,9 @@ func warming(t *testing.T, opt options) *moving {
 	if d.GetPassword() != "hunter2" || m.g2 <= m.g1 {
 		t.Errorf("the new node got %v after generation %d", d, m.g1)
 	}
+	if got := d.GetLastTransport(); got != controlv1.Profile_TRANSPORT_TCP {
+		t.Errorf("the new node was told of %v; the old one has it by TCP", got)
+	}
 	if d := m.n1.has("lobby", await); d.GetPassword() != "hunter2" || d.GetGeneration() != m.g1 {
 		t.Errorf("the old node got %v", d)
 	}
@@ -133,7 +136,9 @@ func warming(t *testing.T, opt options) *moving {
 // live has a node report a camera LIVE, and waits until that is seen.
 func (r *replica) live(n *node, id string, generation int64) {
 	r.t.Helper()
-	n.report(id, generation, &controlv1.CameraStatus{State: live})
+	n.report(id, generation, &controlv1.CameraStatus{
+		State: live, Profiles: []*controlv1.ProfileStatus{{Id: "main", Transport: controlv1.Profile_TRANSPORT_TCP}},
+	})
 	r.eventually(id+" is live", func() bool {
 		st := r.get(id).GetStatus()
 		return st.GetState() == live && st.GetGeneration() == generation

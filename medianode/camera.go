@@ -206,7 +206,7 @@ func (c *camera) pull(ctx context.Context, desired fleet.Camera) *pulling {
 	src := source.New(source.Config{
 		Log: c.node.log, Camera: c.id, Profile: desired.Profiles[0], Credentials: desired.Credentials,
 		Stream: c.stream, OnStatus: func(s fleet.CameraStatus) { c.failures.note(s); c.node.changes.add(c.id) },
-		Networks: c.node.cfg.CameraNetworks, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
+		Networks: c.node.cfg.CameraNetworks, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
 	})
 	go func() {
 		defer close(p.done)

@@ -14,6 +14,7 @@ type Camera struct {
 	PullPolicy  PullPolicy
 	IdleTimeout time.Duration // ON_DEMAND only; never 0
 	MaxSessions int           // RTSP sessions the camera accepts; 0: unlimited
+	TCPFirst    bool          // RTP came over TCP when the camera was last seen
 }
 
 // Profile is one of a camera's RTSP URLs.

@@ -65,6 +65,10 @@ type Config struct {
 
 	Networks []netip.Prefix // where cameras may be; none: anywhere
 
+	// TCPFirst has TCP tried before UDP where the profile's transport is
+	// automatic, until one of them has worked here: elsewhere it was TCP that did.
+	TCPFirst bool
+
 	Timeouts Timeouts
 	Retry    Retry
 
@@ -243,11 +247,19 @@ func (s *Source) transports(u *base.URL) []fleet.Transport {
 		return []fleet.Transport{s.cfg.Profile.Transport}
 	case u.Scheme == "rtsps":
 		return []fleet.Transport{fleet.TransportTCP} // inside TLS, whether or not the camera has SRTP
-	case s.tcpFirst[u.Host]:
+	case s.tcpBefore(u):
 		return []fleet.Transport{fleet.TransportTCP, fleet.TransportUDP}
 	default:
 		return []fleet.Transport{fleet.TransportUDP, fleet.TransportTCP}
 	}
+}
+
+// tcpBefore tells whether TCP is tried before UDP for a URL.
+func (s *Source) tcpBefore(u *base.URL) bool {
+	if worked, known := s.tcpFirst[u.Host]; known {
+		return worked
+	}
+	return s.cfg.TCPFirst
 }
 
 // setLive says that media comes, with the tracks and transport of s.profile.

@@ -80,6 +80,16 @@ func TestTransportRemembered(t *testing.T) {
 	}
 }
 
+// A camera whose RTP came over TCP elsewhere is not asked for UDP first.
+func TestTransportRememberedElsewhere(t *testing.T) {
+	sim, _ := runSim(t, simcam.Config{LoseUDP: true})
+	r := pull(t, Config{Profile: fleet.Profile{URL: sim.URL("cam")}, TCPFirst: true})
+	r.waitLive(t, 0)
+	if plays := sim.Plays("cam"); plays != 1 {
+		t.Errorf("%d PLAY requests, want 1: TCP", plays)
+	}
+}
+
 func TestAudioAndSenderReports(t *testing.T) {
 	sim, _ := runSim(t, simcam.Config{Audio: true})
 	r := pull(t, Config{Profile: fleet.Profile{URL: sim.URL("cam"), Transport: fleet.TransportTCP}})

@@ -580,7 +580,11 @@ type DesiredCamera struct {
 	Generation int64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	// The node's part in the camera's move from one node to another, if one is
 	// under way.
-	Part          DesiredCamera_Part `protobuf:"varint,4,opt,name=part,proto3,enum=fanlight.control.v1.DesiredCamera_Part" json:"part,omitempty"`
+	Part DesiredCamera_Part `protobuf:"varint,4,opt,name=part,proto3,enum=fanlight.control.v1.DesiredCamera_Part" json:"part,omitempty"`
+	// How the camera's RTP came when it was last seen, at whatever node. A node
+	// tries that first where the camera's transport is automatic, so that a camera
+	// whose UDP does not get through loses no time again when it moves.
+	LastTransport Profile_Transport `protobuf:"varint,5,opt,name=last_transport,json=lastTransport,proto3,enum=fanlight.control.v1.Profile_Transport" json:"last_transport,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -641,6 +645,13 @@ func (x *DesiredCamera) GetPart() DesiredCamera_Part {
 		return x.Part
 	}
 	return DesiredCamera_PART_UNSPECIFIED
+}
+
+func (x *DesiredCamera) GetLastTransport() Profile_Transport {
+	if x != nil {
+		return x.LastTransport
+	}
+	return Profile_TRANSPORT_UNSPECIFIED
 }
 
 // Applied says what a node made of a desired set.
@@ -976,14 +987,15 @@ const file_fanlight_control_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\x03R\n" +
 	"generation\x12<\n" +
-	"\acameras\x18\x02 \x03(\v2\".fanlight.control.v1.DesiredCameraR\acameras\"\x9d\x02\n" +
+	"\acameras\x18\x02 \x03(\v2\".fanlight.control.v1.DesiredCameraR\acameras\"\xec\x02\n" +
 	"\rDesiredCamera\x123\n" +
 	"\x06camera\x18\x01 \x01(\v2\x1b.fanlight.control.v1.CameraR\x06camera\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x03R\n" +
 	"generation\x12;\n" +
-	"\x04part\x18\x04 \x01(\x0e2'.fanlight.control.v1.DesiredCamera.PartR\x04part\"^\n" +
+	"\x04part\x18\x04 \x01(\x0e2'.fanlight.control.v1.DesiredCamera.PartR\x04part\x12M\n" +
+	"\x0elast_transport\x18\x05 \x01(\x0e2&.fanlight.control.v1.Profile.TransportR\rlastTransport\"^\n" +
 	"\x04Part\x12\x14\n" +
 	"\x10PART_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePART_TAKE_OVER\x10\x01\x12\x12\n" +
@@ -1044,9 +1056,10 @@ var file_fanlight_control_v1_agent_proto_goTypes = []any{
 	nil,                       // 13: fanlight.control.v1.Hello.LabelsEntry
 	(*NodeCapacity)(nil),      // 14: fanlight.control.v1.NodeCapacity
 	(*Camera)(nil),            // 15: fanlight.control.v1.Camera
-	(Reason)(0),               // 16: fanlight.control.v1.Reason
-	(*NodeLoad)(nil),          // 17: fanlight.control.v1.NodeLoad
-	(*CameraStatus)(nil),      // 18: fanlight.control.v1.CameraStatus
+	(Profile_Transport)(0),    // 16: fanlight.control.v1.Profile.Transport
+	(Reason)(0),               // 17: fanlight.control.v1.Reason
+	(*NodeLoad)(nil),          // 18: fanlight.control.v1.NodeLoad
+	(*CameraStatus)(nil),      // 19: fanlight.control.v1.CameraStatus
 }
 var file_fanlight_control_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: fanlight.control.v1.SyncRequest.hello:type_name -> fanlight.control.v1.Hello
@@ -1061,19 +1074,20 @@ var file_fanlight_control_v1_agent_proto_depIdxs = []int32{
 	7,  // 9: fanlight.control.v1.DesiredSet.cameras:type_name -> fanlight.control.v1.DesiredCamera
 	15, // 10: fanlight.control.v1.DesiredCamera.camera:type_name -> fanlight.control.v1.Camera
 	0,  // 11: fanlight.control.v1.DesiredCamera.part:type_name -> fanlight.control.v1.DesiredCamera.Part
-	9,  // 12: fanlight.control.v1.Applied.errors:type_name -> fanlight.control.v1.ApplyError
-	16, // 13: fanlight.control.v1.ApplyError.reason:type_name -> fanlight.control.v1.Reason
-	17, // 14: fanlight.control.v1.Report.load:type_name -> fanlight.control.v1.NodeLoad
-	12, // 15: fanlight.control.v1.Report.cameras:type_name -> fanlight.control.v1.ObservedCamera
-	4,  // 16: fanlight.control.v1.Report.released:type_name -> fanlight.control.v1.RunningAssignment
-	18, // 17: fanlight.control.v1.ObservedCamera.status:type_name -> fanlight.control.v1.CameraStatus
-	1,  // 18: fanlight.control.v1.AgentService.Sync:input_type -> fanlight.control.v1.SyncRequest
-	2,  // 19: fanlight.control.v1.AgentService.Sync:output_type -> fanlight.control.v1.SyncResponse
-	19, // [19:20] is the sub-list for method output_type
-	18, // [18:19] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	16, // 12: fanlight.control.v1.DesiredCamera.last_transport:type_name -> fanlight.control.v1.Profile.Transport
+	9,  // 13: fanlight.control.v1.Applied.errors:type_name -> fanlight.control.v1.ApplyError
+	17, // 14: fanlight.control.v1.ApplyError.reason:type_name -> fanlight.control.v1.Reason
+	18, // 15: fanlight.control.v1.Report.load:type_name -> fanlight.control.v1.NodeLoad
+	12, // 16: fanlight.control.v1.Report.cameras:type_name -> fanlight.control.v1.ObservedCamera
+	4,  // 17: fanlight.control.v1.Report.released:type_name -> fanlight.control.v1.RunningAssignment
+	19, // 18: fanlight.control.v1.ObservedCamera.status:type_name -> fanlight.control.v1.CameraStatus
+	1,  // 19: fanlight.control.v1.AgentService.Sync:input_type -> fanlight.control.v1.SyncRequest
+	2,  // 20: fanlight.control.v1.AgentService.Sync:output_type -> fanlight.control.v1.SyncResponse
+	20, // [20:21] is the sub-list for method output_type
+	19, // [19:20] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_fanlight_control_v1_agent_proto_init() }
