@@ -103,7 +103,7 @@ type Limits struct {
 	WriteTimeout          time.Duration // for a message to a browser; 10 s
 	PingEvery             time.Duration // 20 s; a browser that is silent for twice as long is gone
 	// MoveRate is how many sessions a second are told to move while their old
-	// node still serves them; 100. Those whose node is lost don't wait.
+	// node still serves them; 50. Those whose node is lost don't wait.
 	MoveRate int
 }
 
@@ -121,7 +121,7 @@ func (l Limits) withDefaults() Limits {
 		{&l.ConnectionsPerViewer, 64},
 		{&l.QueuedMessages, 1024},
 		{&l.QueuedBytes, 4 << 20},
-		{&l.MoveRate, 100},
+		{&l.MoveRate, 50},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.n
