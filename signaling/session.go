@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -290,7 +291,11 @@ func (s *session) movePaced(now time.Time) {
 	}
 	if s.turn == nil {
 		s.turn = s.gateway.moves.ReserveN(now, 1)
-		s.next = now.Add(min(s.turn.DelayFrom(now), longestTurn))
+		delay := s.turn.DelayFrom(now)
+		if delay > longestTurn {
+			delay = rand.N(longestTurn) // faster then, but not all at once
+		}
+		s.next = now.Add(delay)
 	}
 	if !s.next.After(now) {
 		s.move("moving", "the camera has moved to another node")
