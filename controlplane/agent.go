@@ -63,7 +63,7 @@ type agent struct {
 
 	mu       sync.Mutex // guards the rest
 	node     *controlv1.Node
-	lease    *store.Lease
+	lease    *lease
 	revision int64 // at which this stream has stored the node last
 }
 
@@ -87,24 +87,30 @@ func (s *agentService) Sync(stream controlv1.AgentService_SyncServer) error {
 	if err := srv.replaceAgent(a); err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
-	defer srv.forgetAgent(a)
-	if err := a.register(ctx, nil); err != nil {
-		return fmt.Errorf("sync: %w", err)
-	}
-	a.log.Info("node connected", "boot_id", a.node.GetBootId(), "version", a.node.GetVersion())
-
-	var wait sync.WaitGroup
-	wait.Go(func() { a.hold(ctx) })
-	wait.Go(func() { a.reports.write(ctx, a) })
-	err = a.run(ctx, requests, recvErr)
-	end(err)
-	wait.Wait()
-	a.log.Info("node disconnected", "reason", err)
-	a.release(err)
+	srv.leases.enter(a.id)
+	err = a.serve(ctx, requests, recvErr)
+	srv.leases.part(a, err) // which the node need not wait for
 	if err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
 	return nil
+}
+
+// serve registers the node and serves it until the stream ends.
+func (a *agent) serve(ctx context.Context, requests <-chan *controlv1.SyncRequest, recvErr <-chan error) error {
+	if err := a.register(ctx, nil); err != nil {
+		a.end(err)
+		return err
+	}
+	a.log.Info("node connected", "boot_id", a.node.GetBootId(), "version", a.node.GetVersion())
+	var wait sync.WaitGroup
+	wait.Go(func() { a.hold(ctx) })
+	wait.Go(func() { a.reports.write(ctx, a) })
+	err := a.run(ctx, requests, recvErr)
+	a.end(err)
+	wait.Wait()
+	a.log.Info("node disconnected", "reason", err)
+	return err
 }
 
 // awaitHello returns the first message, which must be Hello.
@@ -241,6 +247,13 @@ func (s *Server) keeps(n *store.Node) bool {
 	return a.lease != nil && a.lease.ID() == n.Lease
 }
 
+// isLatest tells whether a node has opened no stream here since.
+func (s *Server) isLatest(a *agent) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.agents[a.id] == a
+}
+
 func (s *Server) forgetAgent(a *agent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -249,11 +262,11 @@ func (s *Server) forgetAgent(a *agent) {
 	}
 }
 
-// register stores the node under a new lease and waits until the cache has it,
+// register stores the node under another lease and waits until the cache has it,
 // and with it every assignment that the node may have been told of elsewhere.
 // lost is the lease that it was under in this stream.
-func (a *agent) register(ctx context.Context, lost *store.Lease) error {
-	lease, err := a.server.store.Grant(ctx, a.server.cfg.LeaseTTL)
+func (a *agent) register(ctx context.Context, lost *lease) error {
+	lease, err := a.server.leases.take(ctx, a.id)
 	if err != nil {
 		return err
 	}
@@ -265,7 +278,7 @@ func (a *agent) register(ctx context.Context, lost *store.Lease) error {
 	if lost == nil {
 		rev, err = lease.Register(ctx, a.id, node)
 	} else {
-		rev, err = lease.Succeed(ctx, lost, a.id, node)
+		rev, err = lease.Succeed(ctx, lost.Lease, a.id, node)
 	}
 	if err != nil {
 		return err

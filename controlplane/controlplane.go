@@ -23,12 +23,13 @@
 //
 // # Nodes
 //
-// A node's stream is its liveness. While it is open, the replica renews the
-// node's lease; when it breaks, the node has [Config.NodeGrace] to come back
-// before the lease is revoked and its cameras go elsewhere, unless its machine
-// refuses connections to the address of its sessions: then the process has ended,
-// and nobody waits. If the replica itself dies, the lease lives for
-// [Config.LeaseTTL]. Until a lease has ended nothing moves.
+// A node's stream is its liveness. While it is open, the node is registered
+// under one of a few leases that the replica renews; when it breaks, the node has
+// [Config.NodeGrace] to come back before its registration is taken back and its
+// cameras go elsewhere, unless its machine refuses connections to the address of
+// its sessions: then the process has ended, and nobody waits. If the replica
+// itself dies, its leases live for [Config.LeaseTTL]. Until a node's registration
+// has ended nothing moves.
 //
 // That a lease has ended says little after an outage of the control plane or of
 // its store, during which nobody renewed it. So a new leader, and one that could
@@ -162,6 +163,7 @@ type Server struct {
 	log     *slog.Logger
 	store   *store.Store
 	cache   *cache
+	leases  *leases
 	metrics *planeMetrics
 	stop    chan struct{} // closed when Run ends
 
@@ -215,6 +217,7 @@ func New(cfg Config) (*Server, error) {
 		stop:   make(chan struct{}),
 		agents: make(map[fleet.NodeID]*agent),
 	}
+	s.leases = newLeases(cfg.Store, cfg.LeaseTTL, s.stop)
 	s.metrics = newPlaneMetrics(s)
 	return s, nil
 }
@@ -244,6 +247,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer close(s.stop) // first, so that no node is taken for gone because we are
 	wait.Go(func() { s.cache.run(ctx) })
 	wait.Go(func() { s.store.Announcements(ctx, s.announce) })
+	wait.Go(func() { s.leases.run(ctx) })
 	wait.Go(func() { s.lead(ctx) })
 	select {
 	case <-ctx.Done():

@@ -1,7 +1,6 @@
 package controlplane
 
 import (
-	"maps"
 	"slices"
 	"time"
 
@@ -78,7 +77,18 @@ func (f *flight) count(id fleet.NodeID, n int) {
 // how long until it may decide otherwise; 0: only when something happens.
 func (p *planner) decide(result placement.Result, now time.Time, revision int64) ([]store.Decision, time.Duration) {
 	d := &decider{planner: p, now: now, revision: revision, at: timestamppb.New(now), decided: make(map[fleet.CameraID]bool)}
-	for _, id := range slices.Sorted(maps.Keys(result.Assignments)) {
+	var ids, notes []fleet.CameraID
+	for id, to := range result.Assignments {
+		switch d.concerns(id, to) {
+		case aNode:
+			ids = append(ids, id)
+		case itsReason:
+			notes = append(notes, id)
+		case nothing:
+		}
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
 		d.place(id, result.Assignments[id])
 	}
 	for id, m := range p.flight.moves {
@@ -92,8 +102,66 @@ func (p *planner) decide(result placement.Result, now time.Time, revision int64)
 			d.strand(id, "")
 		}
 	}
+	d.note(notes, result)
 	return d.decisions, d.wait
 }
+
+// concern is what a planned assignment would change.
+type concern int
+
+const (
+	nothing   concern = iota
+	itsReason         // why the camera has no node, which it did not have before
+	aNode
+)
+
+// concerns returns what a planned assignment would change.
+func (d *decider) concerns(id fleet.CameraID, to placement.Assignment) concern {
+	if to.Node != "" {
+		return aNode
+	}
+	v, ok := d.planner.server.cache.camera(id)
+	switch a := v.assignment; {
+	case !ok, a == nil && to.Reason == placement.NoNode && !v.anyNode:
+		return nothing // which is known without
+	case a == nil:
+		return itsReason
+	case a.Node != "" || a.From != "":
+		return aNode
+	case a.Reason == controlv1.Reason(controlv1.Reason_value[to.Reason.Enum()]) && a.Message == to.Message:
+		return nothing
+	default:
+		return itsReason
+	}
+}
+
+// note decides on cameras that stay without a node, for another reason. That may
+// be all of them, and another one with the next node: they wait until there is
+// nothing else to store, and go some at a time, so that nothing waits for them.
+func (d *decider) note(ids []fleet.CameraID, result placement.Result) {
+	if len(ids) == 0 {
+		return
+	}
+	if len(d.decisions) > 0 {
+		d.wait = sooner(d.wait, noteAfter)
+		return
+	}
+	slices.Sort(ids)
+	if len(ids) > notesAtOnce {
+		ids = ids[:notesAtOnce]
+		d.wait = sooner(d.wait, noteAfter)
+	}
+	for _, id := range ids {
+		d.place(id, result.Assignments[id])
+	}
+}
+
+// notesAtOnce is how many cameras are told at a time why they have no node, and
+// noteAfter how long the others wait.
+const (
+	notesAtOnce = 1000
+	noteAfter   = 100 * time.Millisecond
+)
 
 // decider makes the decisions of one plan.
 type decider struct {
@@ -197,7 +265,7 @@ func (d *decider) add(v cameraView, next store.Assignment) {
 	if next.Move != store.NoMove && (old == nil || next.Move != old.Move || next.Generation != old.Generation) {
 		next.MoveTime = d.at
 	}
-	decision := store.Decision{Assignment: next, CameraCreated: v.camera.Created}
+	decision := store.Decision{Assignment: next, CameraCreated: v.camera.Created, Gone: countedOut(old, next, v)}
 	if old != nil {
 		decision.Before = old.Revision
 	}

@@ -19,7 +19,7 @@ import (
 // process still listens.
 const probeEvery = 50 * time.Millisecond
 
-// hold renews the lease until ctx ends, and gets a new one when it is lost. A
+// hold keeps the node under a lease until ctx ends: another when its own is lost. A
 // replica that can't soon ends the stream: without a lease the node must not
 // believe itself connected, and another replica may have what this one lacks.
 func (a *agent) hold(ctx context.Context) {
@@ -27,12 +27,13 @@ func (a *agent) hold(ctx context.Context) {
 		a.mu.Lock()
 		lease := a.lease
 		a.mu.Unlock()
-		err := lease.Renew(ctx)
-		if err == nil || ctx.Err() != nil {
+		select {
+		case <-lease.lost:
+		case <-ctx.Done():
 			return
 		}
 		a.server.metrics.leaseLosses.Inc()
-		a.log.Warn("node's lease lost; registering it anew", "error", err)
+		a.log.Warn("node's lease lost; registering it anew", "error", lease.err)
 		switch err := a.registerAgain(ctx, lease); {
 		case err == nil:
 		case errors.Is(err, store.ErrSuperseded):
@@ -47,7 +48,7 @@ func (a *agent) hold(ctx context.Context) {
 
 // registerAgain is register within a time that the single-session cameras of
 // the node can bear, see afterLease.
-func (a *agent) registerAgain(ctx context.Context, lost *store.Lease) error {
+func (a *agent) registerAgain(ctx context.Context, lost *lease) error {
 	ctx, cancel := context.WithTimeout(ctx, registerAgainTimeout)
 	defer cancel()
 	backoff := rpc.Backoff{Min: 50 * time.Millisecond, Max: 500 * time.Millisecond}
@@ -59,10 +60,11 @@ func (a *agent) registerAgain(ctx context.Context, lost *store.Lease) error {
 	}
 }
 
-// release revokes the lease if the node does not come back within the grace, or
-// at once if its process has ended. A lease that the node's key is no longer
-// under takes nothing with it. When this replica stops, the node will find
-// another: the lease is left alone. cause is why the stream ended.
+// release takes the node's registration back if the node does not come back
+// within the grace, or at once if its process has ended. One that is no longer
+// this stream's stays. When this replica stops, the node will find another: the
+// registration is left alone, and goes with the lease. cause is why the stream
+// ended.
 func (a *agent) release(cause error) {
 	srv := a.server
 	ctx, cancel := context.WithTimeout(context.Background(), srv.cfg.NodeGrace)
@@ -88,26 +90,46 @@ func (a *agent) release(cause error) {
 	case <-srv.stop:
 		return
 	}
-	a.revoke()
+	backoff := rpc.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
+	for again := false; ; again = true {
+		err := a.unregister()
+		if err == nil {
+			return
+		}
+		if !again {
+			a.log.Warn("node's end not stored; trying again", "error", err)
+		}
+		select {
+		case <-time.After(backoff.Next()):
+		case <-srv.stop:
+			return
+		}
+	}
 }
 
-// revoke ends the lease. If the node's key may be older than the leader's
-// election, it is written once more before: the leader then knows that the node
-// was alive, and does not wait for it to come back.
-func (a *agent) revoke() {
+// unregister ends the node's registration, if it is still this stream's, or if
+// that could not register the node, of an earlier stream here. If the node's key
+// may be older than the leader's election, it is written once more before: the
+// leader then knows that the node was alive, and does not wait for it to come
+// back.
+func (a *agent) unregister() error {
+	if !a.server.isLatest(a) {
+		return nil // it is for the later one to do
+	}
 	a.mu.Lock()
 	lease, node, written := a.lease, a.node, a.revision
 	a.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), a.server.cfg.LeaseTTL)
 	defer cancel()
+	if written == 0 {
+		return a.server.leases.unregister(ctx, a.id)
+	}
 	if written <= a.server.announced.Load() {
 		if _, err := lease.Update(ctx, a.id, node); err != nil && !errors.Is(err, store.ErrSuperseded) {
-			a.log.Warn("node's end not told", "error", err)
+			return err
 		}
 	}
-	if err := lease.Revoke(ctx); err != nil {
-		a.log.Warn("node's lease not revoked; it will run out", "error", err)
-	}
+	return lease.Unregister(ctx, a.id)
 }
 
 // hasEnded tells whether the node's process has ended: nobody listens any more

@@ -26,7 +26,7 @@ type index struct {
 type class struct {
 	nodes   []*node
 	tree    []knot
-	size    int // a power of two, of the leaves; those beyond the nodes are closed
+	size    int   // a power of two, of the leaves; those beyond the nodes are closed
 	from    int   // where the nodes begin in the index
 	ingress int64 // the most that a node may have, bits per second
 }

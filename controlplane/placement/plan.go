@@ -59,19 +59,24 @@ func (p *Planner) settle(cameras []*camera, res *Result) int {
 	g := cameras[0].group
 	p.index.build(g.nodes)
 	placed := 0
+	var refused Assignment
+	var least int64 // the lowest bit rate that was refused; 0: none
 	for _, cam := range cameras {
 		if cam.disabled {
 			res.Assignments[cam.id] = Assignment{Reason: Disabled, Message: "the camera is disabled"}
 			continue
 		}
-		if to, _ := p.index.best(cam.bitrate, cam.hash); to != nil {
-			to.take(cam)
-			p.index.refresh(to)
-			res.Assignments[cam.id] = Assignment{Node: to.ID}
-			placed++
-			continue
+		if cam.bitrate != least {
+			if to, _ := p.index.best(cam.bitrate, cam.hash); to != nil {
+				to.take(cam)
+				p.index.refresh(to)
+				res.Assignments[cam.id] = Assignment{Node: to.ID}
+				placed++
+				continue
+			}
+			// Thousands may be refused alike.
+			least, refused = cam.bitrate, p.refusal(cam)
 		}
-		refused := p.refusal(cam)
 		if cam.mustLeave() {
 			res.Assignments[cam.id] = refused
 			continue

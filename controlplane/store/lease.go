@@ -16,7 +16,7 @@ import (
 // has registered anew, here or at another replica.
 var ErrSuperseded = errors.New("the node has registered anew")
 
-// Lease is the proof that a node is alive: the node's key goes with it.
+// Lease is the proof that nodes are alive: their keys go with it.
 type Lease struct {
 	store *Store
 	id    clientv3.LeaseID
@@ -58,13 +58,26 @@ func (l *Lease) Renew(ctx context.Context) error {
 	return fmt.Errorf("renew lease %x: %w", l.ID(), unavailable(err))
 }
 
-// Revoke ends the lease, and with it the node's key if it still goes with it.
+// Revoke ends the lease, and with it the nodes that are under it.
 // An error means that the lease will run out by itself.
 func (l *Lease) Revoke(ctx context.Context) error {
 	ctx, cancel := l.store.write(ctx)
 	defer cancel()
 	if _, err := l.store.client.Revoke(ctx, l.id); err != nil {
 		return fmt.Errorf("revoke lease %x: %w", l.ID(), l.store.unavailable(ctx, err))
+	}
+	return nil
+}
+
+// Unregister removes a node that is under the lease. Of one that is under
+// another, or gone, nothing is removed, and that is no error.
+func (l *Lease) Unregister(ctx context.Context, id fleet.NodeID) error {
+	key := l.store.nodeKey(id)
+	_, err := l.store.txn(ctx, clientv3.OpTxn(
+		[]clientv3.Cmp{clientv3.Compare(clientv3.LeaseValue(key), "=", l.id)},
+		[]clientv3.Op{clientv3.OpDelete(key)}, nil))
+	if err != nil {
+		return fmt.Errorf("unregister node %q: %w", id, err)
 	}
 	return nil
 }
@@ -110,7 +123,7 @@ func (l *Lease) putIf(ctx context.Context, holds clientv3.Cmp, id fleet.NodeID, 
 	if err != nil {
 		return 0, err
 	}
-	revs, err := l.store.commit(ctx, nil, []write{{holds, put}})
+	revs, err := l.store.commit(ctx, nil, []write{{[]clientv3.Cmp{holds}, put}})
 	if err != nil {
 		return 0, fmt.Errorf("store node %q: %w", id, err)
 	}
