@@ -271,6 +271,11 @@ func (s *Server) Ready() error {
 	if !running {
 		return fmt.Errorf("the control plane is not running: %w", fleet.Unavailable)
 	}
+	// A full disk and a missing quorum are no reason to send callers elsewhere:
+	// what is there goes on, and others have the same.
+	if h := s.store.Health(); h.Slow {
+		return h.Err
+	}
 	select {
 	case <-s.cache.ready:
 		return nil

@@ -35,6 +35,10 @@ type Health struct {
 	// on; [fleet.Unavailable] when calls fail. Its text says what to do.
 	Err error
 
+	// Slow is true while this member's disk does not answer, so that other
+	// replicas are the ones to ask.
+	Slow bool
+
 	Leader  bool // this member leads the etcd cluster
 	Learner bool // it is catching up, and has no vote
 	Members int  // of the etcd cluster, this one and learners too
@@ -195,7 +199,7 @@ func (h *health) look(now time.Time) {
 		}
 	}
 	if next.Err = h.full; h.trouble != nil {
-		next.Err = h.trouble
+		next.Err, next.Slow = h.trouble, h.trouble.slow
 	}
 	h.now = next
 	h.tell(next.Err)
