@@ -64,7 +64,7 @@ func (s *Store) Release(ctx context.Context, assignments []*Assignment) ([]int64
 		}
 		key := s.assignmentKey(a.Camera)
 		writes[i] = write{
-			holds: clientv3.Compare(clientv3.ModRevision(key), "=", a.Revision),
+			holds: []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", a.Revision)},
 			op:    clientv3.OpPut(key, value),
 		}
 	}

@@ -259,6 +259,27 @@ func TestAssignments(t *testing.T) {
 	if got, err := s.Assign(ctx, leader, []store.Decision{stale}); err != nil || got[0] != 0 {
 		t.Errorf("got %v, %v", got, err)
 	}
+	// So is a first one that was made already, though the leader may not know.
+	again := decisions[0]
+	again.Node, again.Generation = "n2", revs[0]
+	if got, err := s.Assign(ctx, leader, []store.Decision{again}); err != nil || got[0] != 0 {
+		t.Errorf("a camera is given away twice: %v, %v", got, err)
+	}
+	// One that counts on a node's being gone is refused once it is back.
+	lease, err := s.Grant(ctx, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lease.Register(ctx, "n1", &controlv1.Node{Name: "nodes/n1"}); err != nil {
+		t.Fatal(err)
+	}
+	if revs, err = s.Assign(ctx, leader, []store.Decision{
+		{Assignment: store.Assignment{Camera: "c-0", Node: "n2", Generation: revs[0]}, Before: revs[0], Gone: "n1"},
+		{Assignment: store.Assignment{Camera: "c-1", Node: "n2", Generation: revs[1]}, Before: revs[1], Gone: "n3"},
+	}); err != nil || revs[0] != 0 || revs[1] == 0 {
+		t.Errorf("with a node that is back and one that is not: %v, %v", revs, err)
+	}
+	good := store.Decision{Assignment: store.Assignment{Camera: "c-1", Node: "n1", Generation: revs[1]}, Before: revs[1]}
 	// Another leader's term ends the first one's decisions.
 	leader.Resign()
 	next, err := s.Campaign(ctx, "two", 2*time.Second)
@@ -266,8 +287,6 @@ func TestAssignments(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer next.Resign()
-	good := decisions[0]
-	good.Before = revs[0]
 	if _, err := s.Assign(ctx, leader, []store.Decision{good}); !errors.Is(err, fleet.Unavailable) {
 		t.Errorf("a former leader's decision: %v", err)
 	}

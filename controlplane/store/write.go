@@ -22,7 +22,7 @@ const maxTxnBytes = 512 << 10
 
 // write is one guarded write.
 type write struct {
-	holds clientv3.Cmp
+	holds []clientv3.Cmp
 	op    clientv3.Op
 }
 
@@ -36,10 +36,12 @@ func (s *Store) commit(ctx context.Context, leader *Leader, writes []write) ([]i
 		limit-- // its own comparison
 	}
 	for from := 0; from < len(writes); {
-		n, size := 0, 0
-		for n < limit && from+n < len(writes) {
-			size += len(writes[from+n].op.KeyBytes()) + len(writes[from+n].op.ValueBytes())
-			if n > 0 && size > maxTxnBytes {
+		n, size, holds := 0, 0, 0
+		for from+n < len(writes) {
+			w := &writes[from+n]
+			size += len(w.op.KeyBytes()) + len(w.op.ValueBytes())
+			holds += len(w.holds)
+			if n > 0 && (size > maxTxnBytes || max(holds, n+1) > limit) {
 				break
 			}
 			n++
@@ -58,7 +60,7 @@ func (s *Store) commitTxn(ctx context.Context, leader *Leader, writes []write, r
 	holds := make([]clientv3.Cmp, 0, len(writes)+1)
 	ops := make([]clientv3.Op, 0, len(writes))
 	for _, w := range writes {
-		holds = append(holds, w.holds)
+		holds = append(holds, w.holds...)
 		ops = append(ops, w.op)
 	}
 	var otherwise []clientv3.Op
@@ -112,7 +114,7 @@ func (s *Store) CreateCameras(ctx context.Context, cameras []*Camera) ([]int64, 
 		}
 		key := s.cameraKey(c.ID)
 		writes[i] = write{
-			holds: clientv3.Compare(clientv3.CreateRevision(key), "=", 0),
+			holds: []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
 			op:    clientv3.OpPut(key, value),
 		}
 	}
@@ -151,7 +153,7 @@ func (s *Store) UpdateCamera(ctx context.Context, c *Camera) (int64, error) {
 	}
 	key := s.cameraKey(c.ID)
 	revs, err := s.commit(ctx, nil, []write{{
-		holds: clientv3.Compare(clientv3.ModRevision(key), "=", c.Revision),
+		holds: []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", c.Revision)},
 		op:    clientv3.OpPut(key, value),
 	}})
 	if err != nil {
@@ -229,11 +231,13 @@ type Decision struct {
 	// none, and CameraCreated is the camera's Created.
 	Before        int64
 	CameraCreated int64
+	// Gone is a node that must not have come back; empty: any may have.
+	Gone fleet.NodeID
 }
 
 // Assign stores decisions of the leader. It returns the revision of each, 0 for
-// those whose camera was deleted or whose assignment is no longer the one
-// before. The error is [fleet.Unavailable] when the leadership is lost.
+// those whose camera was deleted, whose assignment is no longer the one before,
+// or whose Gone is connected. The error is [fleet.Unavailable] when the leadership is lost.
 func (s *Store) Assign(ctx context.Context, leader *Leader, decisions []Decision) ([]int64, error) {
 	writes := make([]write, len(decisions))
 	for i := range decisions {
@@ -243,11 +247,15 @@ func (s *Store) Assign(ctx context.Context, leader *Leader, decisions []Decision
 			return nil, err
 		}
 		key := s.assignmentKey(d.Camera)
-		// Only the leader writes assignments and only a deletion of the camera
-		// deletes them, so one comparison a decision is enough.
-		holds := clientv3.Compare(clientv3.ModRevision(key), "=", d.Before)
+		// Only a deletion of the camera deletes its assignment. The leader may have
+		// made a first one itself, in a transaction of which it only knows that it
+		// timed out.
+		holds := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", d.Before)}
 		if d.Before == 0 {
-			holds = clientv3.Compare(clientv3.CreateRevision(s.cameraKey(d.Camera)), "=", d.CameraCreated)
+			holds = append(holds, clientv3.Compare(clientv3.CreateRevision(s.cameraKey(d.Camera)), "=", d.CameraCreated))
+		}
+		if d.Gone != "" {
+			holds = append(holds, clientv3.Compare(clientv3.CreateRevision(s.nodeKey(d.Gone)), "=", 0))
 		}
 		writes[i] = write{holds, clientv3.OpPut(key, value)}
 	}
@@ -271,7 +279,7 @@ func (s *Store) Observe(ctx context.Context, observations []Observation) ([]int6
 			return nil, err
 		}
 		writes[i] = write{
-			holds: clientv3.Compare(clientv3.ModRevision(s.assignmentKey(o.Camera)), "=", o.Assignment),
+			holds: []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.assignmentKey(o.Camera)), "=", o.Assignment)},
 			op:    clientv3.OpPut(s.observedKey(o.Camera), value),
 		}
 	}
