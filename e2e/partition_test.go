@@ -56,7 +56,7 @@ type hosts struct {
 	viewers []*viewertest.Follower
 }
 
-// newHosts starts three control planes, two nodes and a gateway, with cameras
+// newHosts starts three control planes, two nodes and two gateways, with cameras
 // on the first node, of which the first accepts a single RTSP session, and a
 // viewer of each.
 func newHosts(ctx context.Context, t *testing.T, cameras int) *hosts {
@@ -70,7 +70,7 @@ func newHosts(ctx context.Context, t *testing.T, cameras int) *hosts {
 		t.Fatal(err)
 	}
 	f, err := fleettest.New(fleettest.Config{
-		Binary: binary, Dir: dir, Network: network, ControlPlanes: 3, Nodes: 2, Gateways: 1, Cameras: cameras,
+		Binary: binary, Dir: dir, Network: network, ControlPlanes: 3, Nodes: 2, Gateways: 2, Cameras: cameras,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -301,4 +301,37 @@ func TestVanished(t *testing.T) {
 	}
 	h.settle(t)
 	h.gaps(t, "back", since, func(int) time.Duration { return noGap })
+}
+
+// A gateway's host that vanishes closes nothing: players miss its heartbeat, and
+// come back through another gateway before their sessions' nodes give up.
+func TestVanishedGateway(t *testing.T) {
+	if !ownNetwork(t) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	h := newHosts(ctx, t, 4)
+	since := time.Now()
+	if err := h.net.Cut(h.Gateways[0].Name); err != nil {
+		t.Fatal(err)
+	}
+	// Half of the viewers came through it.
+	const half = 2
+	eventually(t, 30*time.Second, "viewers have come back through the other gateway", func() (bool, string) {
+		reconnects := 0
+		for _, v := range h.viewers {
+			reconnects += v.Summary(since, time.Now()).Reconnects
+		}
+		return reconnects >= half, fmt.Sprint(reconnects)
+	})
+	select { // until the nodes have given up the sessions of the one that is gone
+	case <-time.After(20 * time.Second):
+	case <-ctx.Done():
+		t.Fatal(ctx.Err())
+	}
+	h.gaps(t, "gateway vanished", since, func(int) time.Duration { return noGap })
+	if err := h.net.Mend(h.Gateways[0].Name); err != nil {
+		t.Fatal(err)
+	}
 }

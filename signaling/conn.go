@@ -197,7 +197,10 @@ func (c *conn) whySessionsEnd(read error) error {
 
 func (c *conn) welcome() {
 	v, _ := c.creds.get()
-	c.send(outbound{Type: typeWelcome, Protocol: Protocol, ICEServers: c.gateway.ice.servers(v.Subject, time.Now())})
+	c.send(outbound{
+		Type: typeWelcome, Protocol: Protocol, ICEServers: c.gateway.ice.servers(v.Subject, time.Now()),
+		Heartbeat: c.gateway.limits.HeartbeatEvery.Milliseconds(),
+	})
 }
 
 // send queues a message. A full queue ends the connection.
@@ -241,6 +244,10 @@ func (c *conn) end() time.Time {
 func (c *conn) write() {
 	ping := time.NewTicker(c.gateway.limits.PingEvery)
 	defer ping.Stop()
+	// Browsers can't see pings. What they can see tells them that a gateway is
+	// there, whose host may have vanished without closing the connection.
+	heartbeat := time.NewTicker(c.gateway.limits.HeartbeatEvery)
+	defer heartbeat.Stop()
 	fresh := time.NewTicker(max(c.gateway.ice.lifetime()*3/4, time.Second))
 	defer fresh.Stop()
 	for {
@@ -253,6 +260,8 @@ func (c *conn) write() {
 				c.shut(websocket.ClosePolicyViolation, fmt.Errorf("no new token came in time: %w", fleet.TokenExpired))
 			}
 			err = c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(c.gateway.limits.WriteTimeout))
+		case <-heartbeat.C:
+			c.send(outbound{Type: typeHeartbeat})
 		case <-fresh.C:
 			c.welcome()
 		case <-c.closing:

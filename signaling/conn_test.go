@@ -373,6 +373,20 @@ func TestRefusedBrowserThatGoesOnSending(t *testing.T) {
 	<-good
 }
 
+// What browsers can see tells them that the gateway is there.
+func TestHeartbeat(t *testing.T) {
+	h := newHarness(t, func(c *Config) { c.Limits.HeartbeatEvery = 20 * time.Millisecond })
+	b := h.connect("")
+	if m := b.any(); m.Type != typeWelcome || m.Heartbeat != 20 {
+		t.Fatalf("welcome %+v", m)
+	}
+	for range 3 {
+		if m := b.any(); m.Type != typeHeartbeat {
+			t.Fatalf("%+v in place of a heartbeat", m)
+		}
+	}
+}
+
 func TestSilentBrowserIsClosed(t *testing.T) {
 	h := newHarness(t, func(c *Config) {
 		c.Limits.PingEvery = 50 * time.Millisecond

@@ -102,6 +102,7 @@ type Limits struct {
 	AnswerTimeout         time.Duration // for a node's answer; 10 s
 	WriteTimeout          time.Duration // for a message to a browser; 10 s
 	PingEvery             time.Duration // 20 s; a browser that is silent for twice as long is gone
+	HeartbeatEvery        time.Duration // 4 s; see heartbeat in docs/signaling.md
 	// MoveRate is how many sessions a second are told to move while their old
 	// node still serves them; 50. Those whose node is lost don't wait.
 	MoveRate int
@@ -135,6 +136,7 @@ func (l Limits) withDefaults() Limits {
 		{&l.AnswerTimeout, 10 * time.Second},
 		{&l.WriteTimeout, 10 * time.Second},
 		{&l.PingEvery, 20 * time.Second},
+		{&l.HeartbeatEvery, 4 * time.Second},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.n

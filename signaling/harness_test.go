@@ -516,8 +516,18 @@ func (b *browser) watch(session, camera string) {
 	b.send(map[string]any{"type": "watch", "session": session, "camera": camera, "offer": testOffer})
 }
 
-// next returns the next message.
+// next returns the next message that is no heartbeat.
 func (b *browser) next() outbound {
+	b.t.Helper()
+	for {
+		if m := b.any(); m.Type != typeHeartbeat {
+			return m
+		}
+	}
+}
+
+// any returns the next message.
+func (b *browser) any() outbound {
 	b.t.Helper()
 	_ = b.ws.SetReadDeadline(time.Now().Add(patience))
 	kind, data, err := b.ws.ReadMessage()

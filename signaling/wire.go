@@ -67,11 +67,12 @@ const (
 
 // The types of messages to the browser, but for candidate.
 const (
-	typeWelcome = "welcome"
-	typeAnswer  = "answer"
-	typeState   = "state"
-	typeMove    = "move"
-	typeError   = "error"
+	typeWelcome   = "welcome"
+	typeHeartbeat = "heartbeat"
+	typeAnswer    = "answer"
+	typeState     = "state"
+	typeMove      = "move"
+	typeError     = "error"
 )
 
 // viewport is how the picture is shown.
@@ -98,6 +99,7 @@ type outbound struct {
 	Type       string        `json:"type"`
 	Session    string        `json:"session,omitempty"`
 	Protocol   string        `json:"protocol,omitempty"`
+	Heartbeat  int64         `json:"heartbeat_ms,omitempty"`
 	ICEServers []ICEServer   `json:"ice_servers,omitempty"`
 	SDP        string        `json:"sdp,omitempty"`
 	Candidate  *iceCandidate `json:"candidate,omitempty"`

@@ -75,6 +75,8 @@ type Follower struct {
 	alarms       map[*alarm]struct{}
 	socketAlarm  *alarm
 	retryAlarm   *alarm
+	silenceAlarm *alarm
+	heartbeat    time.Duration // of the gateway; 0: it has none
 	socketPause  pause
 	sessionPause pause
 	takes        map[string]*take // those that the gateway may speak of, by session

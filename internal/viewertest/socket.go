@@ -19,6 +19,7 @@ type fromGateway struct {
 	Candidate *Candidate `json:"candidate"`
 	State     string     `json:"state"`
 	Reason    string     `json:"reason"`
+	Heartbeat int64      `json:"heartbeat_ms"`
 }
 
 // toGateway is a message to it.
@@ -111,6 +112,14 @@ func (f *Follower) readSocket(ctx context.Context, ws *websocket.Conn, attempt i
 
 // received takes a message of the gateway.
 func (f *Follower) received(ctx context.Context, m fromGateway) {
+	if m.Heartbeat > 0 {
+		f.heartbeat = time.Duration(m.Heartbeat) * time.Millisecond
+	}
+	if f.heartbeat > 0 {
+		attempt := f.attempt
+		f.cancel(f.silenceAlarm)
+		f.silenceAlarm = f.after(f.heartbeat*5/2, func() { f.socketLost(ctx, attempt, errors.New("silence")) })
+	}
 	if m.Type == "welcome" {
 		if !f.welcomed {
 			f.cancel(f.socketAlarm)
@@ -190,6 +199,8 @@ func (f *Follower) socketLost(ctx context.Context, attempt int, err error) {
 	f.socket, f.welcomed = nil, false
 	f.cancel(f.socketAlarm)
 	f.cancel(f.retryAlarm)
+	f.cancel(f.silenceAlarm)
+	f.heartbeat = 0
 	f.mu.Lock()
 	pending := f.pending
 	f.pending = nil

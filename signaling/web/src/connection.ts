@@ -82,6 +82,8 @@ const CLOSE_TO_RETURN = 4000;
 const REPLACED_AT_ONCE = 8;
 /** or so much of a larger wall, so that all have had their turn before an orphan's time is over, 15 s. */
 const REPLACED_SHARE = 1 / 8;
+/** A gateway that has been silent for so many of its heartbeats is gone. */
+const SILENT_HEARTBEATS = 2.5;
 /** The next one's turn comes after so long at the latest, milliseconds. */
 const LONGEST_TURN = 1_000;
 
@@ -116,6 +118,7 @@ export class Connection {
   #welcomeTimer: ReturnType<typeof setTimeout> | undefined;
   #lingerTimer: ReturnType<typeof setTimeout> | undefined;
   #tokenTimer: ReturnType<typeof setTimeout> | undefined;
+  #silenceTimer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(options: ConnectionOptions) {
     this.gateway = options.gateway;
@@ -223,10 +226,12 @@ export class Connection {
       if (this.#welcome) {
         // Credentials of ICE servers end too: it is said again with fresh ones.
         this.#welcome = message;
+        this.#listen();
         return;
       }
       clearTimeout(this.#welcomeTimer);
       this.#welcome = message;
+      this.#listen();
       this.#welcomedAt = Date.now();
       this.#trouble = undefined;
       this.#attempting = false;
@@ -238,6 +243,18 @@ export class Connection {
     else if (message.session !== undefined) this.#sessions.get(message.session)?.(message);
     // Later ones are about a message that was lost, or come again in the close frame.
     else if (!this.#welcome) this.#said = message;
+  }
+
+  /** Gives the websocket up when nothing has come for too long: a host that vanishes closes nothing. */
+  #listen(): void {
+    clearTimeout(this.#silenceTimer);
+    const patience = (this.#welcome?.heartbeat ?? 0) * SILENT_HEARTBEATS;
+    if (patience === 0) return;
+    const left = Math.max(0, this.#heardAt + patience - Date.now());
+    this.#silenceTimer = setTimeout(() => {
+      if (Date.now() - this.#heardAt >= patience) this.#drop("gateway_lost", "");
+      else this.#listen();
+    }, left);
   }
 
   /** Has a new token from the page on its way before the present one ends, so that no session ends with it. */
@@ -293,6 +310,7 @@ export class Connection {
   #detach(): boolean {
     clearTimeout(this.#welcomeTimer);
     clearTimeout(this.#tokenTimer);
+    clearTimeout(this.#silenceTimer);
     if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
     this.#socket = undefined;
     const good = this.#welcome !== undefined && Date.now() - this.#welcomedAt >= STABLE_AFTER;

@@ -36,6 +36,8 @@ export interface Welcome {
   type: "welcome";
   protocol: string;
   iceServers: RTCIceServer[];
+  /** The gateway says something so often, milliseconds; 0: it does not promise to. */
+  heartbeat: number;
 }
 
 export interface StateMessage {
@@ -103,7 +105,12 @@ export function parseServerMessage(data: unknown): ServerMessage | undefined {
   const session = text(value.session);
   switch (value.type) {
     case "welcome":
-      return { type: "welcome", protocol: text(value.protocol), iceServers: iceServers(value.ice_servers) };
+      return {
+        type: "welcome",
+        protocol: text(value.protocol),
+        iceServers: iceServers(value.ice_servers),
+        heartbeat: heartbeat(value.heartbeat_ms),
+      };
     case "error":
       return {
         type: "error",
@@ -172,6 +179,11 @@ function iceServers(value: unknown): RTCIceServer[] {
     servers.push(server);
   }
   return servers;
+}
+
+/** A heartbeat in seconds to minutes; what is not one is none. */
+function heartbeat(value: unknown): number {
+  return typeof value === "number" && value >= 1_000 && value <= 600_000 ? value : 0;
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

@@ -223,6 +223,31 @@ describe("Connection", () => {
     expect(member.connects).toBe(2);
   });
 
+  it("gives up a gateway whose heartbeat has stopped", async () => {
+    const { member } = await up();
+    const silent = gateway.last;
+    silent.say({ type: "welcome", protocol: "fanlight.v1", heartbeat_ms: 4_000 });
+    for (let beat = 0; beat < 5; beat++) {
+      await vi.advanceTimersByTimeAsync(4_000);
+      silent.say({ type: "heartbeat" });
+    }
+    await vi.advanceTimersByTimeAsync(9_999);
+    expect(silent.closedByPlayer).toBe(false);
+    await vi.advanceTimersByTimeAsync(1);
+    expect(silent.closeCode).toBe(4000);
+    expect(member.reason).toBe("gateway_lost");
+    // At once: it was a good connection.
+    await vi.advanceTimersByTimeAsync(1);
+    await settle();
+    expect(gateway.sockets).toHaveLength(2);
+  });
+
+  it("waits for ever for a gateway without a heartbeat", async () => {
+    await up();
+    await vi.advanceTimersByTimeAsync(3_600_000);
+    expect(gateway.sockets).toHaveLength(1);
+  });
+
   it("does not wait when there is reason for hope", async () => {
     const { connection } = await up();
     gateway.last.lose();

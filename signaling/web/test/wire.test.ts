@@ -14,12 +14,23 @@ describe("parseServerMessage", () => {
     expect(parse({ type: "welcome", protocol: "fanlight.v1", ice_servers: servers })).toEqual({
       type: "welcome",
       protocol: "fanlight.v1",
+      heartbeat: 0,
       iceServers: [
         { urls: ["turn:turn.example:3478"], username: "u", credential: "c" },
         { urls: ["stun:stun.example"] },
       ],
     });
     expect(parse({ type: "welcome", protocol: "fanlight.v1" })).toMatchObject({ iceServers: [] });
+    for (const [said, read] of [
+      [4000, 4000],
+      [0, 0],
+      [-1, 0],
+      ["4000", 0],
+      [1e9, 0],
+    ]) {
+      const welcome = { type: "welcome", protocol: "fanlight.v1", heartbeat_ms: said };
+      expect(parse(welcome)).toMatchObject({ heartbeat: read });
+    }
   });
 
   it("reads a state with the time of the next try", () => {
