@@ -39,8 +39,9 @@ type cache struct {
 	// not let go of yet.
 	byNode map[fleet.NodeID]map[fleet.CameraID]struct{}
 	// written has the revision at which a node was registered last, of those that
-	// are connected or in byNode.
+	// are connected or in byNode, and boots the boot id that it had.
 	written  map[fleet.NodeID]int64
+	boots    map[fleet.NodeID]string
 	sorted   []fleet.CameraID // keys of cameras; nil: to be made
 	interest interest
 }
@@ -57,6 +58,7 @@ func newCache(log *slog.Logger, st *store.Store) *cache {
 		drains:      make(map[fleet.NodeID]*store.Drain),
 		byNode:      make(map[fleet.NodeID]map[fleet.CameraID]struct{}),
 		written:     make(map[fleet.NodeID]int64),
+		boots:       make(map[fleet.NodeID]string),
 		interest:    newInterest(),
 	}
 }
@@ -330,10 +332,11 @@ func nodesOf(a *store.Assignment) []fleet.NodeID {
 	return nodes
 }
 
-// forgetNode forgets when a node was registered last if nobody needs it.
+// forgetNode forgets what a node was registered with last if nobody needs it.
 func (c *cache) forgetNode(id fleet.NodeID) {
 	if c.nodes[id] == nil && c.byNode[id] == nil {
 		delete(c.written, id)
+		delete(c.boots, id)
 	}
 }
 
@@ -342,6 +345,7 @@ func (c *cache) applyNode(e store.Event) {
 	old := c.nodes[id]
 	if !e.Deleted {
 		c.written[id] = max(c.written[id], e.Node.Revision)
+		c.boots[id] = e.Node.Registered.GetBootId()
 	}
 	defer c.forgetNode(id)
 	if !put(c.nodes, id, e.Node, e.Deleted, func(a, b *store.Node) bool { return a.Revision == b.Revision }) {
@@ -480,11 +484,12 @@ func (c *cache) isLeaving(id fleet.NodeID, bootID string) bool {
 }
 
 // releasedBy returns the cameras, with their generations, that a node is still
-// to let go of, and that have ended with its process: another one says hello.
+// to let go of, and that have ended with its process: another one says hello. The
+// node may have been gone meanwhile.
 func (c *cache) releasedBy(id fleet.NodeID, h *controlv1.Hello) map[fleet.CameraID]int64 {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if n := c.nodes[id]; n == nil || n.Registered.GetBootId() == h.GetBootId() {
+	if boot := c.boots[id]; boot == "" || boot == h.GetBootId() {
 		return nil
 	}
 	running := make(map[string]bool, len(h.GetRunning()))

@@ -285,7 +285,7 @@ func (d *decider) scene(v cameraView) scene {
 	s.node, s.from = d.presence(a.Node, v.node), d.presence(a.From, v.from)
 	s.live, s.fromLive = v.isLive(a.Generation), v.isLive(a.FromGeneration)
 	_, ends := p.deadlines[a.From]
-	s.draining = ends || v.from != nil && v.from.Registered.GetLeaving()
+	s.draining = ends || v.from != nil && (v.from.Registered.GetLeaving() || !v.fits(v.from))
 	s.full = p.flight.from[a.Node] >= maxMoves
 	switch {
 	case a.Move == store.Releasing && v.from == nil:

@@ -193,7 +193,7 @@ func (p *planner) plan(ctx context.Context) (time.Duration, error) {
 	srv.metrics.planned(began)
 	decisions, held := p.decide(result, now, revision)
 	if moves > 0 {
-		p.balance.moved(now, result.Rebalanced > 0 || len(decisions) > 0)
+		p.balance.moved(now, result.Rebalanced > 0 || len(decisions) > 0 || places(result))
 	}
 	wait = sooner(wait, sooner(held, p.balance.wait(now)))
 	if len(decisions) == 0 {
@@ -203,7 +203,7 @@ func (p *planner) plan(ctx context.Context) (time.Duration, error) {
 		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Camera, b.Camera))
 	})
 	causes := srv.cache.causes(decisions)
-	last, err := p.assign(ctx, decisions)
+	last, refused, err := p.assign(ctx, decisions)
 	if err == nil {
 		err = srv.cache.wait(ctx, last) // the next plan starts from these
 	}
@@ -211,8 +211,20 @@ func (p *planner) plan(ctx context.Context) (time.Duration, error) {
 		p.lookAgain(decisions)
 		return wait, err
 	}
+	p.lookAgain(refused) // when what they were refused for is in the cache
 	srv.metrics.stored(causes, time.Now())
 	return wait, nil
+}
+
+// places tells whether a plan gives a camera a node. It has not looked at balance
+// then, even if nothing of it can be done yet.
+func places(result placement.Result) bool {
+	for _, a := range result.Assignments {
+		if a.Node != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // assignAtOnce is how many decisions are worth a writer of their own, of which
@@ -222,25 +234,34 @@ const (
 	assignWriters = 4
 )
 
-// assign stores decisions, and returns the revision of the last one. Those on
-// one node's cameras are next to each other, so that the node gets few sets.
-func (p *planner) assign(ctx context.Context, decisions []store.Decision) (int64, error) {
+// assign stores decisions, and returns the revision of the last one, and those
+// that were refused. Those on one node's cameras are next to each other, so that
+// the node gets few sets.
+func (p *planner) assign(ctx context.Context, decisions []store.Decision) (last int64, refused []store.Decision, err error) {
 	n := min(assignWriters, 1+len(decisions)/assignAtOnce)
-	last, errs := make([]int64, n), make([]error, n)
+	revs, errs := make([][]int64, n), make([]error, n)
 	var wait sync.WaitGroup
 	for i := range n {
 		part := decisions[i*len(decisions)/n : (i+1)*len(decisions)/n]
-		wait.Go(func() {
-			revs, err := p.server.store.Assign(ctx, p.leader, part)
-			last[i], errs[i] = slices.Max(append(revs, 0)), err
-		})
+		wait.Go(func() { revs[i], errs[i] = p.server.store.Assign(ctx, p.leader, part) })
 	}
 	wait.Wait()
-	return slices.Max(last), errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return 0, nil, err
+	}
+	for i, rev := range slices.Concat(revs...) {
+		if last = max(last, rev); rev == 0 {
+			refused = append(refused, decisions[i])
+		}
+	}
+	return last, refused, nil
 }
 
 // lookAgain has cameras taken in anew at the next plan.
 func (p *planner) lookAgain(decisions []store.Decision) {
+	if len(decisions) == 0 {
+		return
+	}
 	c := p.server.cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -270,6 +291,8 @@ func (p *planner) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Who was gone may have been there meanwhile, and be gone since less.
+	clear(p.gone)
 	p.since, p.settled = since, time.Now().Add(p.server.cfg.SettleTime)
 	p.seen = make(map[fleet.NodeID]struct{})
 	p.awaited = make(map[fleet.NodeID]struct{})

@@ -35,7 +35,7 @@ type scene struct {
 	live       bool     // LIVE at Node when last seen
 	fromLive   bool     // LIVE at From when last seen
 	single     bool     // accepts one RTSP session
-	draining   bool     // From is to be emptied
+	draining   bool     // From is to be emptied, or has not the labels any more
 	full       bool     // as many moves away from Node as may be are under way
 	age        time.Duration
 	// holding is how long a node that is gone may still pull a camera that
@@ -78,7 +78,7 @@ func relocate(old store.Assignment, to place, s scene) (next store.Assignment, o
 		switch {
 		case s.node == gone && to.node != "" && to.node != old.From:
 			return from(old.From, old.FromGeneration, store.Serving)
-		case s.node == here && to.node != "" && to.node != old.From:
+		case (s.node == here || s.node == awaited) && to.node != "" && to.node != old.From:
 			return old, false // one move at a time
 		}
 		return next, true
@@ -100,12 +100,28 @@ func relocate(old store.Assignment, to place, s scene) (next store.Assignment, o
 		return old, false
 	case s.single:
 		return from(old.Node, old.Generation, store.Releasing)
+	case s.node == awaited && to.node != "":
+		return old, false // it is drained, but may have viewers
 	case to.node == "" || !s.live || s.node != here:
 		return next, true
 	case s.full:
 		return old, false
 	}
 	return from(old.Node, old.Generation, store.Warming)
+}
+
+// countedOut returns the node that a decision takes to pull a camera no more
+// because it is gone; empty: none. For a camera that accepts one RTSP session it
+// must still be gone when that is stored, which the leader sees a moment later.
+func countedOut(old *store.Assignment, next store.Assignment, v cameraView) fleet.NodeID {
+	switch {
+	case old == nil, next.From != "":
+	case old.Move == store.Releasing && v.from == nil:
+		return old.From
+	case old.Move == store.NoMove && v.camera.Desired.GetMaxSessions() == 1 && v.node == nil:
+		return old.Node
+	}
+	return ""
 }
 
 // simplify takes a node that is gone out of a move which did not depend on its
@@ -144,9 +160,10 @@ const (
 // 0: only when something happens.
 //
 // A move that is stuck, because the new node does not get LIVE what the old one
-// has LIVE, never costs viewers their picture: for balance it is given up; of a
-// node that is being emptied it goes on until the new node is LIVE, the old one
-// is gone, or the drain's deadline has passed, and makes room for other moves.
+// has LIVE, never costs viewers their picture: for balance it is given up; from a
+// node that is being emptied, or that the camera does not fit any more, it goes on
+// until the new node is LIVE, the old one is gone, or the drain's deadline has
+// passed, and makes room for other moves.
 func advance(a *store.Assignment, s scene) (step, time.Duration) {
 	switch a.Move {
 	case store.Warming:
@@ -155,10 +172,10 @@ func advance(a *store.Assignment, s scene) (step, time.Duration) {
 			return settle, 0
 		case s.single:
 			return back, 0
+		case s.node == gone || s.node == awaited:
+			return stay, 0 // the next plan gives it another, or it is back
 		case s.live:
 			return serve, 0
-		case s.node == gone || s.node == awaited:
-			return stay, 0 // the next plan gives it another
 		case s.age < warmTime:
 			return stay, warmTime - s.age
 		case !s.fromLive:
@@ -201,7 +218,7 @@ func (st step) apply(a *store.Assignment) store.Assignment {
 		return giveUp(*a, place{node: a.From})
 	case stuck:
 		next.Reason = controlv1.Reason_REASON_MOVING
-		next.Message = "node " + string(a.Node) + " has not got it LIVE yet; it goes on trying, and takes over at the deadline"
+		next.Message = "node " + string(a.Node) + " has not got it LIVE yet; it goes on trying, and takes over when it has, or at the deadline of a drain"
 		return next
 	case stay:
 	}

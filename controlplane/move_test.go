@@ -52,6 +52,8 @@ func TestRelocate(t *testing.T) {
 		"not live":                       {settled, place{node: "b"}, scene{node: here, full: true}, ofA(from("b", "", 0, store.NoMove))},
 		"deadline":                       {settled, place{node: "b"}, scene{node: closing, live: true, full: true}, ofA(from("b", "", 0, store.NoMove))},
 		"gone":                           {settled, place{node: "b"}, scene{node: gone, live: true}, ofA(from("b", "", 0, store.NoMove))},
+		"away":                           {settled, place{node: "b"}, scene{node: awaited, live: true}, nil},
+		"away, nowhere":                  {settled, off, scene{node: awaited, live: true}, refused(ofA(from("", "", 0, store.NoMove)), off)},
 		"nowhere":                        {settled, full, scene{node: here, live: true}, refused(ofA(from("", "", 0, store.NoMove)), full)},
 		"single":                         {settled, place{node: "b"}, scene{node: here, single: true}, ofA(from("b", "a", 1, store.Releasing))},
 		"single, too many":               {settled, place{node: "b"}, scene{node: here, single: true, full: true}, nil},
@@ -73,6 +75,7 @@ func TestRelocate(t *testing.T) {
 		"serving, new gone, back":        {serving, place{node: "a"}, scene{from: here}, from("a", "", 0, store.NoMove)},
 		"serving, elsewhere":             {serving, place{node: "c"}, scene{node: here, from: here, live: true}, nil},
 		"serving, elsewhere, old gone":   {serving, place{node: "c"}, scene{node: here, live: true}, from("c", "b", 2, store.Warming)},
+		"serving, new away":              {serving, place{node: "c"}, scene{node: awaited, from: here}, nil},
 		"serving, nowhere":               {serving, full, scene{from: here}, refused(from("", "", 0, store.NoMove), full)},
 		"releasing, elsewhere":           {releasing, place{node: "c"}, scene{node: gone, from: here, single: true}, from("c", "a", 1, store.Releasing)},
 		"releasing, elsewhere, old gone": {releasing, place{node: "c"}, scene{single: true}, from("c", "a", 1, store.Releasing)},
@@ -114,6 +117,7 @@ func TestAdvance(t *testing.T) {
 		"warming, both gone":          {store.Warming, scene{}, 0, settle, 0},
 		"warming, deadline":           {store.Warming, scene{node: here, from: closing, fromLive: true}, 0, settle, 0},
 		"warming, new gone":           {store.Warming, scene{from: here, fromLive: true, age: time.Hour}, 0, stay, 0},
+		"warming, live, new away":     {store.Warming, scene{node: awaited, from: here, fromLive: true, live: true, age: time.Hour}, 0, stay, 0},
 		"warming, single":             {store.Warming, scene{node: here, from: here, live: true, single: true}, 0, back, 0},
 		"warming, late, no picture":   {store.Warming, scene{node: here, from: here, age: warmTime}, 0, serve, 0},
 		"warming, late, for balance":  {store.Warming, scene{node: here, from: here, fromLive: true, age: warmTime}, 0, back, 0},
@@ -163,6 +167,21 @@ func TestApplyStep(t *testing.T) {
 	lost := &store.Assignment{From: "a", FromGeneration: 1, Move: store.Releasing, Reason: controlv1.Reason_REASON_DISABLED, Message: "off"}
 	if got := settle.apply(lost); got.From != "" || got.Reason != controlv1.Reason_REASON_DISABLED {
 		t.Errorf("settled: %v", got)
+	}
+}
+
+// A node that lacks a label of the selector does not fit.
+func TestFits(t *testing.T) {
+	v := cameraView{camera: &store.Camera{Desired: &controlv1.Camera{NodeSelector: map[string]string{"site": "a", "rack": "1"}}}}
+	for name, labels := range map[string]map[string]string{
+		"other": {"site": "b", "rack": "1"}, "lacks one": {"site": "a"}, "none": nil, "empty": {"site": "a", "rack": ""},
+	} {
+		if v.fits(&store.Node{Registered: &controlv1.Node{Labels: labels}}) {
+			t.Errorf("%s: it fits", name)
+		}
+	}
+	if !v.fits(&store.Node{Registered: &controlv1.Node{Labels: map[string]string{"site": "a", "rack": "1", "more": "x"}}}) {
+		t.Error("with all labels and more, it does not fit")
 	}
 }
 

@@ -388,6 +388,52 @@ func TestSingleSessionDisabledAndEnabled(t *testing.T) {
 	n2.until("single")
 }
 
+// What a node lets go of as soon as its camera is disabled counts, whatever comes
+// first: enabled again, the camera does not wait for what was said already.
+func TestSingleSessionLetGoAtOnce(t *testing.T) {
+	r := start(t, options{})
+	single := camera("single")
+	single.MaxSessions = 1
+	r.create(single)
+	from, to := r.connect(&controlv1.Hello{Node: "nodes/n1"}), "n2"
+	g := from.until("single")["cameras/single"].GetGeneration()
+	other := r.connect(&controlv1.Hello{Node: "nodes/n2"})
+	other.until()
+	for range 6 {
+		r.update(&controlv1.Camera{Name: "cameras/single", Disabled: true}, "disabled")
+		from.until()
+		from.released("single", g)
+		leaves := "n1"
+		if to == "n1" {
+			leaves = "n2"
+		}
+		r.drain(leaves, wait)
+		r.update(&controlv1.Camera{Name: "cameras/single"}, "disabled")
+		g = other.until("single")["cameras/single"].GetGeneration()
+		r.undrain(leaves)
+		from, other, to = other, from, leaves
+	}
+}
+
+// A process that has ended lets go of everything, even if its node was gone for
+// a while before the next one came.
+func TestSingleSessionLetGoByRestart(t *testing.T) {
+	r := start(t, options{config: controlplane.Config{LeaseTTL: 3 * wait}})
+	single := camera("single")
+	single.MaxSessions = 1
+	r.create(single)
+	n1 := r.connect(&controlv1.Hello{Node: "nodes/n1"})
+	n1.until("single")
+	n2 := r.connect(&controlv1.Hello{Node: "nodes/n2"})
+	n2.until()
+	r.drain("n1", wait)
+	n1.until()
+	n1.cancel()
+	r.eventually("gone", func() bool { return r.getNode("n1").GetState() == controlv1.Node_STATE_GONE })
+	r.connect(&controlv1.Hello{Node: "nodes/n1", BootId: "again"})
+	n2.until("single")
+}
+
 // At most 32 cameras are on their way from a node at a time.
 func TestMovesAreBounded(t *testing.T) {
 	const cameras, most = 40, 32
@@ -535,6 +581,36 @@ func TestRebalance(t *testing.T) {
 	}
 	if moved["single"] {
 		t.Error("a camera that accepts one session was moved for balance")
+	}
+}
+
+// Balance that has to wait for something more urgent is not forgotten.
+func TestBalanceComesAfterWhatIsUrgent(t *testing.T) {
+	r := start(t, options{config: controlplane.Config{LeaseTTL: time.Second, RebalanceAfter: 100 * time.Millisecond}})
+	single := camera("single")
+	single.MaxSessions, single.NodeSelector = 1, map[string]string{"for": "single"}
+	r.create(single)
+	n1 := r.connect(&controlv1.Hello{Node: "nodes/n1", Labels: single.GetNodeSelector()})
+	n1.until("single")
+	n2 := r.connect(&controlv1.Hello{Node: "nodes/n2", Labels: single.GetNodeSelector()})
+	n2.until()
+	n3 := r.connect(&controlv1.Hello{Node: "nodes/n3", Labels: map[string]string{"for": "others"}})
+	ids := make([]string, 4)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("c-%d", i)
+		c := camera(ids[i])
+		c.NodeSelector = map[string]string{"for": "others"}
+		r.create(c)
+	}
+	n3.until(ids...)
+	time.Sleep(500 * time.Millisecond) // there is nothing to balance yet
+	n1.cancel()
+	r.eventually("gone", func() bool { return r.get("single").GetStatus().GetState() == unassigned })
+	n4 := r.connect(&controlv1.Hello{Node: "nodes/n4", Labels: map[string]string{"for": "others"}})
+	for len(n4.set().GetCameras()) < 2 {
+	}
+	if n := r.getNode("n3"); n.GetState() != controlv1.Node_STATE_READY || n.GetAssignedCameras() != 2 {
+		t.Errorf("the node that had all is %v", n)
 	}
 }
 

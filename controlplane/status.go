@@ -139,6 +139,16 @@ func (v cameraView) isLive(generation int64) bool {
 		v.observed.Status.GetState() == controlv1.CameraStatus_STATE_LIVE
 }
 
+// fits tells whether a node has the labels that the camera asks for.
+func (v cameraView) fits(n *store.Node) bool {
+	for key, want := range v.camera.Desired.GetNodeSelector() {
+		if have, ok := n.Registered.GetLabels()[key]; !ok || have != want {
+			return false
+		}
+	}
+	return true
+}
+
 // verdict is what becomes of a node's report.
 type verdict int
 
@@ -172,11 +182,14 @@ func (v cameraView) judge(node fleet.NodeID, generation int64, state controlv1.C
 }
 
 // part returns a node's part in the camera, and the generation under which it
-// has it; ok is false if it is not to have it.
+// has it; ok is false if it is not to have it. A disabled camera that accepts one
+// RTSP session stays until the leader waits for its node to let go: what the node
+// says of that before would count for nothing.
 func (v cameraView) part(node fleet.NodeID) (part controlv1.DesiredCamera_Part, generation int64, ok bool) {
 	a := v.assignment
 	switch {
-	case a == nil, v.camera.Desired.GetDisabled(), a.Move == store.Releasing:
+	case a == nil, a.Move == store.Releasing,
+		v.camera.Desired.GetDisabled() && (v.camera.Desired.GetMaxSessions() != 1 || a.Move != store.NoMove):
 		return 0, 0, false
 	case a.Node == node && a.Move == store.Warming:
 		return controlv1.DesiredCamera_PART_TAKE_OVER, a.Generation, true
