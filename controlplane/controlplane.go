@@ -248,6 +248,7 @@ func (s *Server) Run(ctx context.Context) error {
 	wait.Go(func() { s.cache.run(ctx) })
 	wait.Go(func() { s.store.Announcements(ctx, s.announce) })
 	wait.Go(func() { s.leases.run(ctx) })
+	wait.Go(func() { s.sweep(ctx) })
 	wait.Go(func() { s.lead(ctx) })
 	select {
 	case <-ctx.Done():

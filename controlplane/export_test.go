@@ -4,10 +4,24 @@ import (
 	"context"
 
 	"fanlight/internal/fleet"
+	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 
 // AfterLease is how much longer than a lease single-session cameras wait.
 const AfterLease = afterLease
+
+// LeaveBehind registers a node of which the server then knows nothing, as when it
+// is told that this timed out.
+func (s *Server) LeaveBehind(ctx context.Context, id fleet.NodeID, n *controlv1.Node) error {
+	s.leases.enter(id)
+	defer s.leases.leave(id)
+	lease, err := s.leases.take(ctx, id)
+	if err != nil {
+		return err
+	}
+	_, err = lease.Register(ctx, id, n)
+	return err
+}
 
 // RevokeLease takes a connected node's lease away, as if it had run out.
 func (s *Server) RevokeLease(ctx context.Context, id fleet.NodeID) error {

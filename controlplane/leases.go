@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,7 +21,8 @@ const leaseCount = 8
 // does, and the first thing to come late when there is more.
 //
 // They live as long as the replica does, so a node's end is the end of its key,
-// not of a lease.
+// not of a lease; and a key that is left behind, as when a registration is stored
+// of which the replica was told that it timed out, would never end: see sweep.
 type leases struct {
 	// Static after newLeases.
 	store   *store.Store
@@ -164,4 +166,62 @@ func (l *leases) take(ctx context.Context, id fleet.NodeID) (*lease, error) {
 	}
 	s.lease = h
 	return h, nil
+}
+
+// ids returns the ids of those that are held.
+func (l *leases) ids() map[int64]bool {
+	held := make(map[int64]bool, leaseCount)
+	for i := range l.slots {
+		s := &l.slots[i]
+		s.mu.Lock()
+		if s.lease != nil {
+			held[s.lease.ID()] = true
+		}
+		s.mu.Unlock()
+	}
+	return held
+}
+
+// sweep takes back, every now and then until ctx ends, the registrations that are
+// under this replica's leases and of no stream here.
+func (s *Server) sweep(ctx context.Context) {
+	tick := time.NewTicker(s.cfg.LeaseTTL)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		for _, n := range s.orphans() {
+			forgotten, err := s.store.Forget(ctx, n)
+			switch {
+			case err != nil && ctx.Err() == nil:
+				s.log.Warn("registration without a stream not taken back; trying again", "node", n.ID, "error", err)
+			case forgotten:
+				s.log.Warn("registration without a stream taken back", "node", n.ID)
+			}
+		}
+	}
+}
+
+// orphans returns the nodes that are registered by this replica and have no
+// stream here. Those of one that stops are not: they will find another.
+func (s *Server) orphans() []*store.Node {
+	held := s.leases.ids()
+	var nodes []*store.Node
+	s.cache.mu.RLock()
+	for _, n := range s.cache.nodes {
+		if held[n.Lease] {
+			nodes = append(nodes, n)
+		}
+	}
+	s.cache.mu.RUnlock()
+	s.mu.Lock()
+	nodes = slices.DeleteFunc(nodes, func(n *store.Node) bool { return s.agents[n.ID] != nil })
+	s.mu.Unlock()
+	if isDone(s.stop) { // since when agents are forgotten at once
+		return nil
+	}
+	return nodes
 }

@@ -1,10 +1,13 @@
 package controlplane_test
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
+	"fanlight/controlplane"
+	"fanlight/internal/fleet"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 
@@ -50,5 +53,31 @@ func TestNodesShareLeases(t *testing.T) {
 	}
 	if len(leases) == 0 || len(leases) > 8 {
 		t.Errorf("%d leases for %d nodes", len(leases), count-10)
+	}
+}
+
+// A registration that nobody answers for does not stay, and takes no other along.
+func TestRegistrationWithoutAStream(t *testing.T) {
+	r := start(t, options{config: controlplane.Config{LeaseTTL: time.Second}})
+	r.create(camera("lobby"))
+	if err := r.server.LeaveBehind(r.ctx(), "n1", &controlv1.Node{Name: "nodes/n1", BootId: "boot", SessionAddress: "127.0.0.1:1"}); err != nil {
+		t.Fatal(err)
+	}
+	n2 := r.connect(&controlv1.Hello{Node: "nodes/n2"})
+	n2.until("lobby")
+	r.eventually("gone", func() bool {
+		_, err := r.nodes.GetNode(r.ctx(), &controlv1.GetNodeRequest{Name: "nodes/n1"})
+		return errors.Is(err, fleet.NodeNotFound)
+	})
+	if err := r.server.LeaveBehind(r.ctx(), "n3", &controlv1.Node{Name: "nodes/n3", BootId: "boot", SessionAddress: "127.0.0.1:1"}); err != nil {
+		t.Fatal(err)
+	}
+	r.connect(&controlv1.Hello{Node: "nodes/n3"}).until()
+	time.Sleep(3 * time.Second) // for what must not happen
+	for _, name := range []string{"nodes/n2", "nodes/n3"} {
+		n, err := r.nodes.GetNode(r.ctx(), &controlv1.GetNodeRequest{Name: name})
+		if err != nil || n.GetNode().GetState() != controlv1.Node_STATE_READY {
+			t.Errorf("%s is %v, %v", name, n.GetNode(), err)
+		}
 	}
 }

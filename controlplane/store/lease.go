@@ -82,6 +82,19 @@ func (l *Lease) Unregister(ctx context.Context, id fleet.NodeID) error {
 	return nil
 }
 
+// Forget removes a node that is registered as it was read, whatever lease it is
+// under, and tells whether it was.
+func (s *Store) Forget(ctx context.Context, n *Node) (bool, error) {
+	key := s.nodeKey(n.ID)
+	resp, err := s.txn(ctx, clientv3.OpTxn(
+		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", n.Revision)},
+		[]clientv3.Op{clientv3.OpDelete(key)}, nil))
+	if err != nil {
+		return false, fmt.Errorf("forget node %q: %w", n.ID, err)
+	}
+	return resp.Succeeded, nil
+}
+
 // Register stores a node under the lease, whatever lease it was under before,
 // and returns the revision. State, drain and assigned_cameras are not stored.
 func (l *Lease) Register(ctx context.Context, id fleet.NodeID, n *controlv1.Node) (int64, error) {
