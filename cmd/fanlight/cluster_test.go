@@ -426,6 +426,16 @@ func kills() int {
 func TestLeaderKilled(t *testing.T) {
 	p := three(t, "--lease-ttl=30s")
 	names := slices.Sorted(maps.Keys(p.api))
+	node := p.startArgs("node", []string{
+		"medianode", "--node=n1", "--control-plane=" + p.api["a"] + "," + p.api["b"] + "," + p.api["c"],
+		"--grpc=127.0.0.1:0", "--media=127.0.0.1:0", "--metrics=",
+	})
+	select {
+	case <-node.done:
+		t.Fatalf("the node ended:\n%s", node.text())
+	case <-time.After(time.Second):
+	}
+	p.sees("ready", "node", "list", p.server("a"))
 	var took []time.Duration
 	for i := range kills() {
 		leader := p.places(names)
@@ -492,8 +502,7 @@ func newTestCamera(id string) *controlv1.Camera {
 	return &controlv1.Camera{Name: "cameras/" + id, Profiles: []*controlv1.Profile{{Id: "main", Url: "rtsp://127.0.0.1:1/x"}}}
 }
 
-// decided waits until a leader has decided on a camera: there is no node, and
-// the reason that it gives says so.
+// decided waits until a leader has given a camera to a node.
 func decided(ctx context.Context, t *testing.T, svc controlv1.CameraServiceClient, id string) {
 	t.Helper()
 	for {
@@ -501,7 +510,7 @@ func decided(ctx context.Context, t *testing.T, svc controlv1.CameraServiceClien
 		if err != nil && ctx.Err() != nil {
 			t.Fatal(err)
 		}
-		if resp.GetCamera().GetStatus().GetGeneration() > 0 {
+		if resp.GetCamera().GetStatus().GetNode() != "" {
 			return
 		}
 		time.Sleep(5 * time.Millisecond)
