@@ -15,6 +15,9 @@ const (
 	// fixedTime is how long a camera stays where it is after a move for balance
 	// that had to be given up.
 	fixedTime = 10 * time.Minute
+	// mostPutOff is how many times RebalanceAfter nodes that join may put balance
+	// off: one that comes and goes does not keep the others from it.
+	mostPutOff = 6
 	// demandChange is how much a node's demand must change, as a share of its
 	// capacity, for balance to be looked at again.
 	demandChange = 0.1
@@ -27,6 +30,7 @@ type balance struct {
 	most  int // moves at a time; negative: none
 	after time.Duration
 	due   time.Time // when to look next; zero: when something has changed
+	asked time.Time // since when it has waited for that
 	nodes map[fleet.NodeID]balanced
 	fixed map[fleet.CameraID]time.Time // until when a camera stays
 }
@@ -50,6 +54,14 @@ func newBalance(cfg Config) balance {
 // unsettle says that something has changed.
 func (b *balance) unsettle(now time.Time) {
 	if b.due.IsZero() && b.most > 0 {
+		b.asked, b.due = now, now.Add(b.after)
+	}
+}
+
+// putOff says that a node has joined, which is to have been there for a while.
+func (b *balance) putOff(now time.Time) {
+	b.unsettle(now)
+	if !b.due.IsZero() && now.Sub(b.asked) < mostPutOff*b.after {
 		b.due = now.Add(b.after)
 	}
 }
@@ -65,8 +77,7 @@ func (b *balance) node(v nodeView, now time.Time) {
 	next := balanced{node: v.node, leaves: v.leaves(), demand: demand(v.node)}
 	switch {
 	case !known || old.leaves && !next.leaves:
-		b.due = time.Time{}
-		b.unsettle(now)
+		b.putOff(now)
 	case !samePlace(old.node, v.node), math.Abs(next.demand-old.demand) > demandChange:
 		b.unsettle(now)
 	default:
@@ -96,7 +107,7 @@ func (b *balance) allow(now time.Time, inFlight int) int {
 	}
 	n := max(0, b.most-inFlight)
 	if n == 0 {
-		b.due = now.Add(rebalanceEvery)
+		b.asked, b.due = now, now.Add(rebalanceEvery)
 	}
 	return n
 }
@@ -106,7 +117,7 @@ func (b *balance) allow(now time.Time, inFlight int) int {
 func (b *balance) moved(now time.Time, changed bool) {
 	b.due = time.Time{}
 	if changed {
-		b.due = now.Add(rebalanceEvery)
+		b.asked, b.due = now, now.Add(rebalanceEvery)
 	}
 }
 

@@ -265,7 +265,8 @@ func (d *decider) add(v cameraView, next store.Assignment) {
 	if next.Move != store.NoMove && (old == nil || next.Move != old.Move || next.Generation != old.Generation) {
 		next.MoveTime = d.at
 	}
-	decision := store.Decision{Assignment: next, CameraCreated: v.camera.Created, Gone: countedOut(old, next, v)}
+	_, doubt := d.planner.doubted[v.camera.ID]
+	decision := store.Decision{Assignment: next, CameraCreated: v.camera.Created, Gone: countedOut(old, next, v), Doubt: doubt}
 	if old != nil {
 		decision.Before = old.Revision
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -57,6 +58,7 @@ func (s *Server) leadOnce(ctx context.Context, leader *store.Leader) {
 		leader:    leader,
 		sub:       newSubscriber(),
 		planner:   placement.NewPlanner(),
+		doubted:   make(map[fleet.CameraID]struct{}),
 		outages:   -1, // none is noticed: begin as after one
 		gone:      make(map[fleet.NodeID]time.Time),
 		deadlines: make(map[fleet.NodeID]time.Time),
@@ -80,6 +82,7 @@ func (s *Server) leadOnce(ctx context.Context, leader *store.Leader) {
 			return
 		case <-compact.C:
 			compactTo = s.compact(ctx, compactTo)
+			p.forget()
 			continue
 		case <-again.C:
 		case <-p.sub.wake:
@@ -150,6 +153,9 @@ type planner struct {
 	seen    map[fleet.NodeID]struct{} // the nodes that have been alive since
 	awaited map[fleet.NodeID]struct{} // those that may be on their way
 
+	// doubted has the cameras of which it is not known whether a first decision
+	// was stored.
+	doubted map[fleet.CameraID]struct{}
 	// gone has the nodes with cameras that are not connected, with when that was
 	// first seen.
 	gone map[fleet.NodeID]time.Time
@@ -208,6 +214,11 @@ func (p *planner) plan(ctx context.Context) (time.Duration, error) {
 		err = srv.cache.wait(ctx, last) // the next plan starts from these
 	}
 	if err != nil {
+		for i := range decisions {
+			if decisions[i].Before == 0 {
+				p.doubted[decisions[i].Camera] = struct{}{}
+			}
+		}
 		p.lookAgain(decisions)
 		return wait, err
 	}
@@ -376,6 +387,9 @@ func (p *planner) takeNode(id fleet.NodeID, now time.Time) {
 func (p *planner) takeCamera(id fleet.CameraID, now time.Time) {
 	v, ok := p.server.cache.camera(id)
 	p.flight.take(id, v.assignment, now)
+	if !ok || v.assignment != nil {
+		delete(p.doubted, id)
+	}
 	if !ok {
 		p.balance.unsettle(now)
 		p.planner.DeleteCamera(id)
@@ -391,6 +405,16 @@ func (p *planner) takeCamera(id fleet.CameraID, now time.Time) {
 		Moving:      p.flight.moves[id] != nil || p.balance.isFixed(id),
 	})
 	p.planner.Assign(id, nodeOf(v.assignment))
+}
+
+// forget forgets the nodes that are gone and have no camera any more.
+func (p *planner) forget() {
+	nobody := func(id fleet.NodeID) bool {
+		v, _ := p.server.cache.nodeBrief(id)
+		return v.node == nil && v.cameras == 0
+	}
+	maps.DeleteFunc(p.gone, func(id fleet.NodeID, _ time.Time) bool { return nobody(id) })
+	maps.DeleteFunc(p.seen, func(id fleet.NodeID, _ struct{}) bool { return nobody(id) })
 }
 
 // passDeadlines takes the nodes from the planner whose drain has reached its

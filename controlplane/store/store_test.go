@@ -259,9 +259,9 @@ func TestAssignments(t *testing.T) {
 	if got, err := s.Assign(ctx, leader, []store.Decision{stale}); err != nil || got[0] != 0 {
 		t.Errorf("got %v, %v", got, err)
 	}
-	// So is a first one that was made already, though the leader may not know.
+	// So is a first one in doubt that was made already.
 	again := decisions[0]
-	again.Node, again.Generation = "n2", revs[0]
+	again.Node, again.Generation, again.Doubt = "n2", revs[0], true
 	if got, err := s.Assign(ctx, leader, []store.Decision{again}); err != nil || got[0] != 0 {
 		t.Errorf("a camera is given away twice: %v, %v", got, err)
 	}

@@ -231,6 +231,9 @@ type Decision struct {
 	// none, and CameraCreated is the camera's Created.
 	Before        int64
 	CameraCreated int64
+	// Doubt says that without Before there may be one all the same, as when the
+	// leader was told that storing it timed out.
+	Doubt bool
 	// Gone is a node that must not have come back; empty: any may have.
 	Gone fleet.NodeID
 }
@@ -247,12 +250,14 @@ func (s *Store) Assign(ctx context.Context, leader *Leader, decisions []Decision
 			return nil, err
 		}
 		key := s.assignmentKey(d.Camera)
-		// Only a deletion of the camera deletes its assignment. The leader may have
-		// made a first one itself, in a transaction of which it only knows that it
-		// timed out.
-		holds := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", d.Before)}
+		// Only the leader makes assignments and only a deletion of the camera
+		// deletes them, so one comparison a decision is enough, but in doubt.
+		var holds []clientv3.Cmp
 		if d.Before == 0 {
 			holds = append(holds, clientv3.Compare(clientv3.CreateRevision(s.cameraKey(d.Camera)), "=", d.CameraCreated))
+		}
+		if d.Before != 0 || d.Doubt {
+			holds = append(holds, clientv3.Compare(clientv3.ModRevision(key), "=", d.Before))
 		}
 		if d.Gone != "" {
 			holds = append(holds, clientv3.Compare(clientv3.CreateRevision(s.nodeKey(d.Gone)), "=", 0))
