@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -60,6 +61,7 @@ type agent struct {
 	ended  <-chan struct{}         // closed when the call ends, or its connection is lost
 
 	reports *reports
+	reached atomic.Bool // the node listened where gateways reach it: see hasEnded
 
 	mu       sync.Mutex // guards the rest
 	node     *controlv1.Node
@@ -106,6 +108,7 @@ func (a *agent) serve(ctx context.Context, requests <-chan *controlv1.SyncReques
 	var wait sync.WaitGroup
 	wait.Go(func() { a.hold(ctx) })
 	wait.Go(func() { a.reports.write(ctx, a) })
+	wait.Go(func() { a.reach(ctx) })
 	err := a.run(ctx, requests, recvErr)
 	a.end(err)
 	wait.Wait()

@@ -26,8 +26,8 @@
 // A node's stream is its liveness. While it is open, the node is registered
 // under one of a few leases that the replica renews; when it breaks, the node has
 // [Config.NodeGrace] to come back before its registration is taken back and its
-// cameras go elsewhere, unless its machine refuses connections to the address of
-// its sessions: then the process has ended, and nobody waits. If the replica
+// cameras go elsewhere, unless its machine now refuses connections to the address
+// of its sessions, which it did not before: then the process has ended, and nobody waits. If the replica
 // itself dies, its leases live for [Config.LeaseTTL]. Until a node's registration
 // has ended nothing moves.
 //

@@ -19,6 +19,13 @@ import (
 // process still listens.
 const probeEvery = 50 * time.Millisecond
 
+// reachTimeout is how long a replica tries to reach a node that has connected,
+// and reachEvery how often.
+const (
+	reachTimeout = 3 * time.Second
+	reachEvery   = 500 * time.Millisecond
+)
+
 // hold keeps the node under a lease until ctx ends: another when its own is lost. A
 // replica that can't soon ends the stream: without a lease the node must not
 // believe itself connected, and another replica may have what this one lacks.
@@ -132,20 +139,45 @@ func (a *agent) unregister() error {
 	return lease.Unregister(ctx, a.id)
 }
 
-// hasEnded tells whether the node's process has ended: nobody listens any more
-// at the address where gateways reach it, on a machine that says so. It asks
-// again until ctx ends, for a process that is just ending, and returns false
-// if it does not know.
-func (a *agent) hasEnded(ctx context.Context) bool {
+// reach finds out whether this replica reaches the node where gateways do.
+func (a *agent) reach(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	for ctx.Err() == nil {
+		if a.dial(ctx) == nil {
+			a.reached.Store(true)
+			return
+		}
+		pause(ctx, reachEvery) // it may be about to listen
+	}
+}
+
+// dial connects to the address where gateways reach the node, and says nothing.
+func (a *agent) dial(ctx context.Context) error {
 	a.mu.Lock()
 	address := a.node.GetSessionAddress()
 	a.mu.Unlock()
 	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err //nolint:wrapcheck // looked at, not shown
+	}
+	_ = conn.Close() // nothing was said on it
+	return nil
+}
+
+// hasEnded tells whether the node's process has ended: nobody listens any more
+// at the address where gateways reach it, on a machine that says so and has not
+// always: a firewall may refuse this replica what it allows gateways. It asks
+// again until ctx ends, for a process that is just ending, and returns false
+// if it does not know.
+func (a *agent) hasEnded(ctx context.Context) bool {
+	if !a.reached.Load() {
+		return false
+	}
 	for {
-		conn, err := d.DialContext(ctx, "tcp", address)
-		switch {
+		switch err := a.dial(ctx); {
 		case err == nil:
-			_ = conn.Close() // nothing was said on it
 		case errors.Is(err, syscall.ECONNREFUSED):
 			return true
 		default:

@@ -512,6 +512,11 @@ func TestDeadProcessIsNotWaitedFor(t *testing.T) {
 	n1.until("lobby")
 	n2 := r.connect(&controlv1.Hello{Node: "nodes/n2"})
 	n2.until()
+	conn, err := l.Accept() // it is reached
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
 	from := time.Now()
 	_ = l.Close()
 	n1.cancel()
@@ -519,6 +524,24 @@ func TestDeadProcessIsNotWaitedFor(t *testing.T) {
 	t.Logf("the other node was told after %v", time.Since(from))
 	if d := time.Since(from); d > wait/2 {
 		t.Errorf("the camera moved after %v", d)
+	}
+}
+
+// An address that was refused from the beginning says nothing of the process: a
+// node whose stream breaks has its grace.
+func TestRefusedAddressIsNoDeath(t *testing.T) {
+	r := start(t, options{config: controlplane.Config{NodeGrace: 2 * time.Second}})
+	r.create(camera("lobby"))
+	l := r.listen()
+	_ = l.Close()
+	hello := &controlv1.Hello{Node: "nodes/n1", SessionAddress: l.Addr().String()}
+	n1 := r.connect(hello)
+	g := n1.until("lobby")["cameras/lobby"].GetGeneration()
+	r.connect(&controlv1.Hello{Node: "nodes/n2"}).until()
+	n1.cancel()
+	time.Sleep(500 * time.Millisecond) // for what must not happen
+	if again := r.connect(hello).until("lobby")["cameras/lobby"].GetGeneration(); again != g {
+		t.Errorf("the camera was taken from a node that came back: generation %d after %d", again, g)
 	}
 }
 
