@@ -115,7 +115,7 @@ func TestNetworkPolicies(t *testing.T) {
 	flows := map[string]string{
 		// Pods' network, metrics for prometheus' pods of the same namespace.
 		"secrets": `gateway>controlplane:9090 medianode>controlplane:9090 controlplane>controlplane:2380
-			gateway>medianode:9091 camera-lan>medianode:8189 world>medianode:8189 world>medianode:8189/UDP camera-lan>medianode:8189/UDP
+			gateway>medianode:9091 controlplane>medianode:9091 camera-lan>medianode:8189 world>medianode:8189 world>medianode:8189/UDP camera-lan>medianode:8189/UDP
 			machine>medianode:8189 machine>medianode:8189/UDP dns>medianode:8189 dns>medianode:8189/UDP
 			operators>medianode:8189 operators>medianode:8189/UDP
 			world>gateway:8443 camera-lan>gateway:8443 machine>gateway:8443 dns>gateway:8443 operators>gateway:8443
@@ -128,7 +128,7 @@ func TestNetworkPolicies(t *testing.T) {
 		// Media nodes on the machines' network, operators and ingress of their own
 		// namespaces, which may not do each other's part.
 		"cert-manager": `gateway>controlplane:9090 machine>controlplane:9090 operators>controlplane:9090 controlplane>controlplane:2380
-			ingress>gateway:8443 gateway>machine:9091
+			ingress>gateway:8443 gateway>machine:9091 controlplane>machine:9091
 			controlplane>dns:53/UDP gateway>dns:53/UDP
 			controlplane>world:53/UDP gateway>world:53/UDP
 			controlplane>camera-lan:53/UDP gateway>camera-lan:53/UDP
@@ -137,7 +137,7 @@ func TestNetworkPolicies(t *testing.T) {
 		// A JWK set to fetch, from wherever.
 		"daemonset": `gateway>controlplane:9090 machine>controlplane:9090 controlplane>controlplane:2380
 			world>gateway:8443 camera-lan>gateway:8443 machine>gateway:8443 dns>gateway:8443 operators>gateway:8443 monitoring>gateway:8443 ingress>gateway:8443
-			gateway>machine:9091 gateway>world:443 gateway>camera-lan:443 gateway>machine:443 gateway>dns:443
+			gateway>machine:9091 controlplane>machine:9091 gateway>world:443 gateway>camera-lan:443 gateway>machine:443 gateway>dns:443
 			controlplane>dns:53/UDP gateway>dns:53/UDP
 			controlplane>world:53/UDP gateway>world:53/UDP
 			controlplane>camera-lan:53/UDP gateway>camera-lan:53/UDP
