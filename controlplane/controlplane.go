@@ -166,6 +166,8 @@ type Server struct {
 	leases  *leases
 	metrics *planeMetrics
 	stop    chan struct{} // closed when Run ends
+	// reporting holds a token for each report that is being stored.
+	reporting chan struct{}
 
 	announced atomic.Int64 // the revision of the last announcement of a leader
 
@@ -210,12 +212,13 @@ func New(cfg Config) (*Server, error) {
 		cfg.ReplicaName = rand.Text()
 	}
 	s := &Server{
-		cfg:    cfg,
-		log:    cfg.Log,
-		store:  cfg.Store,
-		cache:  newCache(cfg.Log, cfg.Store),
-		stop:   make(chan struct{}),
-		agents: make(map[fleet.NodeID]*agent),
+		cfg:       cfg,
+		log:       cfg.Log,
+		store:     cfg.Store,
+		cache:     newCache(cfg.Log, cfg.Store),
+		stop:      make(chan struct{}),
+		reporting: make(chan struct{}, reportWriters),
+		agents:    make(map[fleet.NodeID]*agent),
 	}
 	s.leases = newLeases(cfg.Store, cfg.LeaseTTL, s.stop)
 	s.metrics = newPlaneMetrics(s)

@@ -296,8 +296,28 @@ func (w *writer) observe(ctx context.Context, due dueReports, now time.Time) ([]
 	if len(observations) == 0 {
 		return nil, nil, nil
 	}
-	revs, err := w.agent.server.store.Observe(ctx, observations)
+	var revs []int64
+	err := w.agent.server.inTurn(ctx, func() (err error) {
+		revs, err = w.agent.server.store.Observe(ctx, observations)
+		return err
+	})
 	return revs, observations, err
+}
+
+// reportWriters is how many nodes' reports a replica stores at a time. When
+// many cameras have been placed, all nodes report at once; what matters more,
+// leases above all, would come after hundreds of transactions, and too late.
+const reportWriters = 4
+
+// inTurn makes a write of a node's reports when there are few others.
+func (s *Server) inTurn(ctx context.Context, write func() error) error {
+	select {
+	case s.reporting <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-s.reporting }()
+	return write()
 }
 
 // storeReleases ends the moves of cameras that the node has let go of. It
@@ -313,7 +333,11 @@ func (w *writer) storeReleases(ctx context.Context, gone map[fleet.CameraID]int6
 	if len(assignments) == 0 {
 		return nil, nil
 	}
-	revs, err := srv.store.Release(ctx, assignments)
+	var revs []int64
+	err := srv.inTurn(ctx, func() (err error) {
+		revs, err = srv.store.Release(ctx, assignments)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -411,7 +435,11 @@ func (w *writer) storeNode(ctx context.Context, report nodeReport, now time.Time
 	a.node = node
 	lease := a.lease
 	a.mu.Unlock()
-	rev, err := lease.Update(ctx, a.id, node)
+	var rev int64
+	err := a.server.inTurn(ctx, func() (err error) {
+		rev, err = lease.Update(ctx, a.id, node)
+		return err
+	})
 	switch {
 	case errors.Is(err, store.ErrSuperseded):
 		return nil // hold or run will see to it
