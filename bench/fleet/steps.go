@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -228,21 +229,46 @@ func (b *bench) leaderDeath(ctx context.Context) error {
 	if err := b.create(ctx, b.cfg.Cameras, b.cfg.Cameras+1); err != nil {
 		return err
 	}
+	b.progress("%s was killed; a new camera is stored after %d ms", leader.Name, time.Since(began).Milliseconds())
 	s, err := b.tracker.until(ctx, "a new camera to be assigned", func(s state) bool { return s.placed == b.cfg.Cameras+1 })
 	if err != nil {
 		return err
 	}
 	b.result.LeaderDeath = milliseconds(s.last.Sub(began))
 	at := b.tracker.at(b.cfg.Cameras)
-	b.progress("%s was killed; a new camera at %s after %.0f ms", leader.Name, at.id, b.result.LeaderDeath)
+	b.progress("and at %s after %.0f ms", at.id, b.result.LeaderDeath)
 	if err := b.settle(ctx); err != nil {
 		return err
 	}
 	if moved := b.tracker.state().moves - s.moves; moved > 0 {
 		b.result.MovesOnLeader = moved
-		b.progress("%d cameras moved after the leader's death", moved)
+		b.progress("%d cameras moved after the leader's death%s", moved, b.emptied())
 	}
 	return nil
+}
+
+// emptied says which of the nodes that live have no camera any more, and why
+// their last stream ended.
+func (b *bench) emptied() string {
+	cameras := b.tracker.count()
+	var out strings.Builder
+	for _, n := range b.nodes.all {
+		if isDone(n.done) || cameras[n] > 0 {
+			continue
+		}
+		welcomes, err := n.welcomed()
+		fmt.Fprintf(&out, "; %s has none, was welcomed %d times, last stream: %v", n.id, welcomes, err)
+	}
+	return out.String()
+}
+
+func isDone(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
 }
 
 // leader returns the replica that places cameras.

@@ -83,6 +83,17 @@ func (t *tracker) at(cam int) *node {
 	return t.places[cam].node
 }
 
+// count returns how many cameras each node has.
+func (t *tracker) count() map[*node]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make(map[*node]int)
+	for _, p := range t.places {
+		out[p.node]++
+	}
+	return out
+}
+
 // until waits for a state, and returns it.
 func (t *tracker) until(ctx context.Context, what string, done func(state) bool) (state, error) {
 	tick := time.NewTicker(lookEvery)
