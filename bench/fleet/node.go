@@ -188,7 +188,7 @@ func (n *node) sync(ctx context.Context, cancel context.CancelFunc) error {
 		Node: n.id.Name(), BootId: "boot-" + string(n.id), Version: "bench",
 		SessionAddress: n.door.Addr().String(),
 		Labels:         map[string]string{"site": "bench"},
-		Capacity:       &controlv1.NodeCapacity{Cameras: int32(capacity)}, //nolint:gosec // checked by the command
+		Capacity:       &controlv1.NodeCapacity{Cameras: int32(capacity)},
 	}
 	for cam, a := range n.running {
 		hello.Running = append(hello.Running, &controlv1.RunningAssignment{Camera: cameraName(cam), Generation: a.generation})
