@@ -307,7 +307,7 @@ func (w *writer) observe(ctx context.Context, due dueReports, now time.Time) ([]
 // reportWriters is how many nodes' reports a replica stores at a time. When
 // many cameras have been placed, all nodes report at once; what matters more,
 // leases above all, would come after hundreds of transactions, and too late.
-const reportWriters = 4
+const reportWriters = 2
 
 // inTurn makes a write of a node's reports when there are few others.
 func (s *Server) inTurn(ctx context.Context, write func() error) error {
