@@ -63,7 +63,7 @@ func TestFleetHeals(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 			defer cancel()
 			res, err := failover.Run(ctx, failover.Config{
-				Binary: binary, Dir: filepath.Dir(artifact(t, "any")), Data: t.TempDir(), Env: []string{"GORACE=halt_on_error=1 exitcode=66", "GOTRACEBACK=all"},
+				Binary: shipped, Dir: filepath.Dir(artifact(t, "any")), Data: t.TempDir(), Env: []string{"GOTRACEBACK=all"},
 				Mode: tt.mode, Cameras: 3, Viewers: 6, Nodes: 2, Outage: 6 * time.Second,
 				Progress: func(line string) { t.Log(line) },
 			})
@@ -85,8 +85,7 @@ func TestFleetHeals(t *testing.T) {
 }
 
 // checkSmooth fails if a picture stood still for longer than a planned move may
-// take, and than this machine, which runs the fleet with the race detector,
-// explains: what the viewers' process was kept from running, and what gaps there
+// take, and than this machine, which runs the whole fleet, explains: what the viewers' process was kept from running, and what gaps there
 // are when nothing happens.
 func checkSmooth(t *testing.T, r failover.Result) {
 	t.Helper()

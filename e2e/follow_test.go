@@ -189,8 +189,10 @@ func (tb *tab) checkSmooth(t *testing.T, swaps int) {
 	if !f.Same || len(f.Swaps) != swaps || f.Pictures != swaps+1 {
 		t.Errorf("same element: %v; %d pictures with %d swaps, want %d", f.Same, f.Pictures, len(f.Swaps), swaps)
 	}
-	if f.Worst.took() > smooth {
-		t.Errorf("no new frame for %v, want %v at most", f.Worst.took(), smooth)
+	// What the page itself was kept from running for is the machine's.
+	stall := time.Duration(f.Slowest * float64(time.Millisecond))
+	if took := f.Worst.took(); took > smooth+stall {
+		t.Errorf("no new frame for %v, want %v at most and the %v that the page stood still", took, smooth, stall)
 	}
 	if slices.Max(f.Freezes) > 0 {
 		t.Errorf("the browser counted freezes: %v", f.Freezes)
