@@ -40,7 +40,11 @@ type cache struct {
 	byNode map[fleet.NodeID]map[fleet.CameraID]struct{}
 	// written has the revision at which a node was registered last, of those that
 	// are connected or in byNode, and boots the boot id that it had.
-	written  map[fleet.NodeID]int64
+	written map[fleet.NodeID]int64
+	// expired has when a node's registration went together with others': their
+	// lease had ended, which is the replica's, not that any of them had. Of nodes
+	// that have not registered anew.
+	expired  map[fleet.NodeID]time.Time
 	boots    map[fleet.NodeID]string
 	sorted   []fleet.CameraID // keys of cameras; nil: to be made
 	interest interest
@@ -58,6 +62,7 @@ func newCache(log *slog.Logger, st *store.Store) *cache {
 		drains:      make(map[fleet.NodeID]*store.Drain),
 		byNode:      make(map[fleet.NodeID]map[fleet.CameraID]struct{}),
 		written:     make(map[fleet.NodeID]int64),
+		expired:     make(map[fleet.NodeID]time.Time),
 		boots:       make(map[fleet.NodeID]string),
 		interest:    newInterest(),
 	}
@@ -223,6 +228,7 @@ func (c *cache) apply(revision int64, events []store.Event) {
 }
 
 func (c *cache) applyLocked(revision int64, events []store.Event) {
+	c.noteExpired(events)
 	for _, e := range events {
 		switch {
 		case e.Camera != nil:
@@ -253,6 +259,27 @@ func (c *cache) applyLocked(revision int64, events []store.Event) {
 		close(w.done)
 	}
 	c.interest.wake()
+}
+
+// noteExpired notes the nodes that go at the same revision as another: a node
+// that has ended is removed alone, etcd removes all of a lease at once.
+func (c *cache) noteExpired(events []store.Event) {
+	first := make(map[int64]fleet.NodeID) // by revision
+	now := time.Now()
+	for _, e := range events {
+		if e.Node == nil {
+			continue
+		}
+		if !e.Deleted {
+			delete(c.expired, e.Node.ID)
+			continue
+		}
+		if other, ok := first[e.Revision]; ok {
+			c.expired[other], c.expired[e.Node.ID] = now, now
+		} else {
+			first[e.Revision] = e.Node.ID
+		}
+	}
 }
 
 // put stores or deletes a value, and tells whether that changed anything.
@@ -337,6 +364,7 @@ func (c *cache) forgetNode(id fleet.NodeID) {
 	if c.nodes[id] == nil && c.byNode[id] == nil {
 		delete(c.written, id)
 		delete(c.boots, id)
+		delete(c.expired, id)
 	}
 }
 
@@ -454,11 +482,12 @@ func (c *cache) countLocked(v *nodeView) {
 }
 
 // nodeBrief returns what placement needs of a node: whether it is connected,
-// has cameras, and the revision at which it was registered last.
-func (c *cache) nodeBrief(id fleet.NodeID) (v nodeView, written int64) {
+// has cameras, the revision at which it was registered last, and when its lease
+// expired, zero unless it did.
+func (c *cache) nodeBrief(id fleet.NodeID) (v nodeView, written int64, expired time.Time) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	return nodeView{id: id, node: c.nodes[id], drain: c.drains[id], cameras: len(c.byNode[id])}, c.written[id]
+	return nodeView{id: id, node: c.nodes[id], drain: c.drains[id], cameras: len(c.byNode[id])}, c.written[id], c.expired[id]
 }
 
 // assignedTo returns what is known of the cameras that are assigned to a node or

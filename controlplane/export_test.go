@@ -33,3 +33,22 @@ func (s *Server) RevokeLease(ctx context.Context, id fleet.NodeID) error {
 	a.mu.Unlock()
 	return lease.Revoke(ctx)
 }
+
+// SharedLease returns nodes here whose registrations go with one lease, as many
+// as there are of any.
+func (s *Server) SharedLease() []fleet.NodeID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var most []fleet.NodeID
+	byLease := make(map[int64][]fleet.NodeID)
+	for id, a := range s.agents {
+		a.mu.Lock()
+		lease := a.lease.ID()
+		a.mu.Unlock()
+		byLease[lease] = append(byLease[lease], id)
+		if len(byLease[lease]) > len(most) {
+			most = byLease[lease]
+		}
+	}
+	return most
+}

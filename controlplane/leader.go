@@ -147,11 +147,11 @@ type planner struct {
 
 	// After an election, and after the store could not be reached, nodes that
 	// nobody has seen alive since may be on their way back: see takeNode.
-	outages int                       // of the cache's watch, as far as noticed
-	since   int64                     // the revision of the leader's announcement
-	settled time.Time                 // from then on, who is not there is gone
-	seen    map[fleet.NodeID]struct{} // the nodes that have been alive since
-	awaited map[fleet.NodeID]struct{} // those that may be on their way
+	outages int                        // of the cache's watch, as far as noticed
+	since   int64                      // the revision of the leader's announcement
+	settled time.Time                  // from then on, who is not there is gone
+	seen    map[fleet.NodeID]struct{}  // the nodes that have been alive since
+	awaited map[fleet.NodeID]time.Time // those that may be on their way, and until when
 
 	// doubted has the cameras of which it is not known whether a first decision
 	// was stored.
@@ -306,7 +306,7 @@ func (p *planner) settle(ctx context.Context) error {
 	clear(p.gone)
 	p.since, p.settled = since, time.Now().Add(p.server.cfg.SettleTime)
 	p.seen = make(map[fleet.NodeID]struct{})
-	p.awaited = make(map[fleet.NodeID]struct{})
+	p.awaited = make(map[fleet.NodeID]time.Time)
 	p.server.cache.markAll(p.sub)
 	return nil
 }
@@ -314,19 +314,18 @@ func (p *planner) settle(ctx context.Context) error {
 // giveUp takes the nodes from the planner that have not come back in time, and
 // returns how long the others have; 0: there are none.
 func (p *planner) giveUp(now time.Time) time.Duration {
-	if len(p.awaited) == 0 {
-		return 0
-	}
-	if d := p.settled.Sub(now); d > 0 {
-		return d
-	}
-	for id := range p.awaited {
+	var next time.Duration
+	for id, until := range p.awaited {
+		if d := until.Sub(now); d > 0 {
+			next = sooner(next, d)
+			continue
+		}
 		p.server.log.Info("node has not come back", "node", id)
 		p.server.metrics.nodeGone(id, now)
 		p.planner.DeleteNode(id)
+		delete(p.awaited, id)
 	}
-	clear(p.awaited)
-	return 0
+	return next
 }
 
 // takeNode tells the planner what a node is now. One that is not registered is
@@ -337,9 +336,13 @@ func (p *planner) giveUp(now time.Time) time.Duration {
 // A key that is older than the leader's announcement proves nothing. Leases
 // outlive elections and outages, whether or not the node has. But every replica
 // registers its nodes once more when it hears the announcement, and one that it
-// finds dead before it revokes its lease.
+// finds dead before it removes it.
+//
+// Nodes that go together have not died: their lease, which is their replica's,
+// has ended, because the replica did or because etcd stood still. They have the
+// time of another lease to register anew.
 func (p *planner) takeNode(id fleet.NodeID, now time.Time) {
-	v, written := p.server.cache.nodeBrief(id)
+	v, written, expired := p.server.cache.nodeBrief(id)
 	delete(p.deadlines, id)
 	delete(p.awaited, id)
 	if v.drain != nil {
@@ -353,14 +356,18 @@ func (p *planner) takeNode(id fleet.NodeID, now time.Time) {
 		if _, ok := p.gone[id]; !ok && v.cameras > 0 {
 			p.gone[id] = now
 		}
-		if _, seen := p.seen[id]; seen || v.cameras == 0 || !now.Before(p.settled) {
+		until := p.settled
+		if _, seen := p.seen[id]; seen {
+			until = expired.Add(p.server.cfg.LeaseTTL) // long past, unless it has just expired
+		}
+		if v.cameras == 0 || !now.Before(until) {
 			p.planner.DeleteNode(id)
 			if v.cameras > 0 {
 				p.server.metrics.nodeGone(id, now)
 			}
 			return
 		}
-		p.awaited[id] = struct{}{}
+		p.awaited[id] = until
 		p.planner.AwaitNode(id, v.leaves())
 		return
 	}
@@ -410,7 +417,7 @@ func (p *planner) takeCamera(id fleet.CameraID, now time.Time) {
 // forget forgets the nodes that are gone and have no camera any more.
 func (p *planner) forget() {
 	nobody := func(id fleet.NodeID) bool {
-		v, _ := p.server.cache.nodeBrief(id)
+		v, _, _ := p.server.cache.nodeBrief(id)
 		return v.node == nil && v.cameras == 0
 	}
 	maps.DeleteFunc(p.gone, func(id fleet.NodeID, _ time.Time) bool { return nobody(id) })

@@ -464,3 +464,41 @@ func TestReady(t *testing.T) {
 		}
 	}
 }
+
+// Nodes whose lease ends under them are there, and keep their cameras.
+func TestLostLeaseMovesNothing(t *testing.T) {
+	r := start(t, options{})
+	// More nodes than leases: two of them share one.
+	var nodes []*node
+	for i := range 10 {
+		nodes = append(nodes, r.connect(&controlv1.Hello{Node: fmt.Sprintf("nodes/n%d", i)}))
+	}
+	const cameras = 20
+	generations := make(map[string]int64)
+	for i := range cameras {
+		r.create(camera(fmt.Sprintf("cam-%d", i)))
+	}
+	for i := range cameras {
+		id := fmt.Sprintf("cam-%d", i)
+		r.eventually(id+" is assigned", func() bool { return r.get(id).GetStatus().GetNode() != "" })
+		generations[id] = r.get(id).GetStatus().GetGeneration()
+	}
+	shared := r.server.SharedLease()
+	if len(shared) < 2 {
+		t.Fatalf("%d nodes have no lease in common: %v", len(nodes), shared)
+	}
+	if err := r.server.RevokeLease(r.ctx(), shared[0]); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range shared {
+		r.eventually(string(id)+" is registered anew", func() bool {
+			_, err := r.nodes.GetNode(r.ctx(), &controlv1.GetNodeRequest{Name: "nodes/" + string(id)})
+			return strings.Contains(r.log.String(), "registering it anew") && err == nil
+		})
+	}
+	for id, g := range generations {
+		if got := r.get(id).GetStatus().GetGeneration(); got != g {
+			t.Errorf("%s was placed anew: generation %d, was %d", id, got, g)
+		}
+	}
+}
