@@ -39,6 +39,9 @@ func (a *agent) hold(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		if errors.Is(lease.err, errStopping) {
+			return // with this replica: the node finds another, and the lease lives until then
+		}
 		a.server.metrics.leaseLosses.Inc()
 		a.log.Warn("node's lease lost; registering it anew", "error", lease.err)
 		switch err := a.registerAgain(ctx, lease); {
