@@ -83,7 +83,7 @@ func (d *nodeDrain) run(ctx context.Context) error {
 		return err
 	}
 	if d.noWait {
-		return d.client.nodeResult(d.node, fmt.Sprintf("is being drained, %d cameras left", d.node.GetDrain().GetCamerasLeft()))
+		return d.client.nodeResult(d.node, fmt.Sprintf("is being drained, cameras left: %d", d.node.GetDrain().GetCamerasLeft()))
 	}
 	if err := d.say("node %s is being drained\n", shortName(d.name)); err != nil {
 		return err
@@ -150,9 +150,9 @@ func (d *nodeDrain) progress(n *controlv1.Node) error {
 	if drain.GetCamerasLeft() == 0 {
 		return errDrainOver
 	}
-	line := fmt.Sprintf("%d cameras left, %d moving", drain.GetCamerasLeft(), drain.GetCamerasMoving())
+	line := fmt.Sprintf("cameras left: %d, moving: %d", drain.GetCamerasLeft(), drain.GetCamerasMoving())
 	if drain.GetCamerasStranded() > 0 {
-		line += fmt.Sprintf(", %d stranded (%s)", drain.GetCamerasStranded(), printable(drain.GetStrandedMessage()))
+		line += fmt.Sprintf(", stranded: %d (%s)", drain.GetCamerasStranded(), printable(drain.GetStrandedMessage()))
 	}
 	if line == d.printed {
 		return nil
@@ -166,5 +166,5 @@ func (d *nodeDrain) result() error {
 	if err := d.client.nodeResult(d.node, "is empty"); err != nil || d.stranded == nil {
 		return err
 	}
-	return fmt.Errorf("%d cameras had nowhere to go and are unassigned: %s", d.stranded.GetCamerasStranded(), d.stranded.GetStrandedMessage())
+	return fmt.Errorf("cameras that had nowhere to go and are unassigned: %d; %s", d.stranded.GetCamerasStranded(), d.stranded.GetStrandedMessage())
 }
