@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages named, or those that the tests need, if any is
 # missing: a C compiler for the race detector, cameras by others
-# (gst-rtsp-server, VLC), ffmpeg, and Chromium.
+# (gst-rtsp-server, VLC), ffmpeg, Chromium, and what makes networks and disks fail.
 set -euo pipefail
 
 exec 9<"${BASH_SOURCE[0]}"
@@ -19,6 +19,7 @@ packages=("$@")
   vlc-bin vlc-plugin-base
   util-linux # setpriv, unshare
   iproute2 iptables # hosts that are cut off
+  mount e2fsprogs # disks that are full, or stand still
   chromium
 )
 
