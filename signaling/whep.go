@@ -392,18 +392,29 @@ func (p *whep) newETag() {
 	p.etag = `"` + strconv.Itoa(p.count) + "-" + rand.Text()[:10] + `"`
 }
 
+// maxRefused is how many bytes of a body that is refused are read all the same.
+// A connection that is closed with bytes unread is reset, and the answer that
+// says why may be lost with it (RFC 9112 §9.6).
+const maxRefused = 8 << 20
+
 // readBody reads a request's body of the given type, bounded.
 func readBody(w http.ResponseWriter, r *http.Request, contentType string, most int) (string, error) {
 	got, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || !strings.EqualFold(got, contentType) {
+		discard(r)
 		return "", fmt.Errorf("send Content-Type %s: %w", contentType, fleet.UnsupportedMediaType)
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(most)))
 	if err != nil {
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+			discard(r)
 			return "", fmt.Errorf("the body has more than %d bytes: %w", most, fleet.MessageTooLarge)
 		}
 		return "", fmt.Errorf("the body cannot be read: %w", fleet.BadMessage)
 	}
 	return string(body), nil
 }
+
+// discard reads what is left of a body, bounded in bytes here and in time by
+// the server. An error ends it; the answer is the same.
+func discard(r *http.Request) { _, _ = io.CopyN(io.Discard, r.Body, maxRefused) }

@@ -136,6 +136,8 @@ func TestWHEPRefusals(t *testing.T) {
 		{"garbage", "POST", "/v1/cameras/lobby/whep", sdpType, "hello", nil, 400, "bad_offer"},
 		{"no video", "POST", "/v1/cameras/lobby/whep", sdpType, "v=0\r\nm=audio 9 X 0\r\n", nil, 400, "no_video_section"},
 		{"too large", "POST", "/v1/cameras/lobby/whep", sdpType, strings.Repeat("x", maxOffer+1), nil, 413, "message_too_large"},
+		{"far too large", "POST", "/v1/cameras/lobby/whep", sdpType, strings.Repeat("x", 4<<20), nil, 413, "message_too_large"},
+		{"far too large for its type", "POST", "/v1/cameras/lobby/whep", "text/plain", strings.Repeat("x", 4<<20), nil, 415, "unsupported_media_type"},
 		{"camera id", "POST", "/v1/cameras/UP/whep", sdpType, testOffer, nil, 400, "invalid_argument"},
 		{"no such camera", "POST", "/v1/cameras/nowhere/whep", sdpType, testOffer, nil, 404, "camera_not_found"},
 		{"disabled", "POST", "/v1/cameras/off/whep", sdpType, testOffer, nil, 409, "camera_disabled"},
