@@ -99,6 +99,10 @@ func (s *Source) dialTLS(ctx context.Context, network, address string) (net.Conn
 		if errors.Is(err, context.DeadlineExceeded) {
 			return nil, noTLS(quote(address, s.cfg.Credentials))
 		}
+		if cut(err) { // by a camera that starts, or by one that does not know what it was sent
+			return nil, failed(fleet.ReasonConnectionClosed, "the camera closed the connection in the TLS handshake: if it does not speak TLS on "+
+				quote(address, s.cfg.Credentials)+", use rtsp://, or the port of its rtsps service")
+		}
 		return nil, fmt.Errorf("tls handshake: %w", err)
 	}
 	return secured, nil

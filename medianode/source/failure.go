@@ -92,10 +92,15 @@ func classifyNetwork(err error, host string, creds fleet.Credentials) *failure {
 		return failed(fleet.ReasonTimeout, host+" cannot be reached from this node: check the camera's power and network, and the routes")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return failed(fleet.ReasonTimeout, host+" does not answer: check the camera's power and network, and firewalls between it and this node")
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed):
+	case cut(err), errors.Is(err, net.ErrClosed):
 		return failed(fleet.ReasonConnectionClosed, "the camera closed the connection")
 	}
 	return nil
+}
+
+// cut tells whether the other side has ended the connection.
+func cut(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // noTLS is the failure of a camera that does not answer a TLS handshake with one.

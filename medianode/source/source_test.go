@@ -9,10 +9,12 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -325,7 +327,6 @@ func TestTLS(t *testing.T) {
 	roots.AddCert(leaf)
 
 	sim, _ := runSim(t, simcam.Config{TLS: &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}})
-	plain, _ := runSim(t, simcam.Config{})
 	for _, c := range []struct {
 		name   string
 		cfg    Config
@@ -337,7 +338,8 @@ func TestTLS(t *testing.T) {
 		{"fingerprint over udp", Config{Profile: fleet.Profile{URL: sim.URL("cam"), TLSFingerprint: fingerprint, Transport: fleet.TransportUDP}}, "", ""},
 		{"wrong fingerprint", Config{Profile: fleet.Profile{URL: sim.URL("cam"), TLSFingerprint: strings.Repeat("0", 64)}}, fleet.ReasonTLSFailed, fingerprint},
 		{"unknown authority", Config{Profile: fleet.Profile{URL: sim.URL("cam")}}, fleet.ReasonTLSFailed, fingerprint},
-		{"no TLS there", Config{Profile: fleet.Profile{URL: strings.Replace(plain.URL("cam"), "rtsp:", "rtsps:", 1)}}, fleet.ReasonTLSFailed, "does not speak TLS"},
+		{"no TLS there", Config{Profile: fleet.Profile{URL: plaintext(t, "RTSP/1.0 400 Bad Request\r\n\r\n")}}, fleet.ReasonTLSFailed, "does not speak TLS"},
+		{"cut", Config{Profile: fleet.Profile{URL: plaintext(t, "")}}, fleet.ReasonConnectionClosed, "in the TLS handshake"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := pull(t, c.cfg)
@@ -352,6 +354,38 @@ func TestTLS(t *testing.T) {
 			}
 		})
 	}
+}
+
+// plaintext is a server that answers whatever it is sent, or, with nothing to
+// say, hangs up. It returns the rtsps URL.
+func plaintext(t *testing.T, answer string) string {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				if answer == "" {
+					return
+				}
+				_, _ = conn.Write([]byte(answer))
+				_, _ = io.Copy(io.Discard, conn) // until the source has read it
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = lis.Close()
+		wg.Wait()
+	})
+	return "rtsps://" + lis.Addr().String() + "/"
 }
 
 // newCertificate returns a certificate for 127.0.0.1 that signs itself.
