@@ -54,11 +54,12 @@ var layers = []layer{
 	{path: "controlplane/placement", may: []string{"internal/fleet"}},
 	{path: "controlplane/store", may: []string{"controlplane/store/...", "proto/fanlight/control/...", "proto/fanlight/store/...", "internal/fleet"}, tests: testParts},
 
-	// The media node: source → stream ← session → udp.
+	// The media node: source → stream ← session → transport → udp.
 	{path: "medianode", may: []string{"medianode/...", "proto/...", "internal/fleet", "internal/metrics", "internal/rpc", "internal/service"}, tests: testParts},
 	{path: "medianode/stream", may: []string{"internal/fleet"}},
 	{path: "medianode/source", may: []string{"medianode/stream", "internal/fleet"}, tests: testParts},
-	{path: "medianode/session", may: []string{"medianode/stream", "medianode/udp", "internal/fleet"}, tests: testParts},
+	{path: "medianode/session", may: []string{"medianode/stream", "medianode/transport", "medianode/udp", "internal/fleet"}, tests: testParts},
+	{path: "medianode/transport", may: []string{"medianode/udp"}, tests: testParts},
 	{path: "medianode/udp"},
 
 	// The signaling gateway.
@@ -86,7 +87,8 @@ var owners = []owner{
 	{module: "go.etcd.io", by: []string{"controlplane/store"}},
 	{module: "github.com/bluenviron", by: []string{"medianode/source", "internal/simcam"}},
 	{module: "github.com/bluenviron/mediacommon/v2/pkg/codecs", by: []string{"medianode/source", "medianode/stream", "internal/simcam"}},
-	{module: "github.com/pion", by: []string{"medianode/session", "internal/viewertest"}},
+	{module: "github.com/pion", by: []string{"medianode/session", "medianode/transport", "internal/viewertest"}},
+	{module: "github.com/pion/webrtc", by: []string{"internal/viewertest"}},
 	{module: "github.com/pion/rtp", by: []string{"medianode/session", "medianode/stream", "medianode/source", "internal/simcam", "internal/viewertest"}, tests: []string{"medianode/..."}},
 	{module: "github.com/pion/rtcp", by: []string{"medianode/session", "medianode/source", "internal/simcam", "internal/viewertest"}},
 	{module: "github.com/gorilla/websocket", by: []string{"signaling", "internal/viewertest"}, tests: []string{"signaling/...", "cmd/...", "e2e"}},
@@ -170,7 +172,7 @@ func TestCheck(t *testing.T) {
 		{"proto", "signaling/gateway.go", "fanlight/proto/fanlight/media/v1", ""},
 		{"std", "medianode/stream/stream.go", "net/netip", ""},
 		{"owner", "medianode/source/dial.go", "github.com/bluenviron/gortsplib/v5", ""},
-		{"deep in an owner's module", "medianode/session/sdp.go", "github.com/pion/webrtc/v4/pkg/media", ""},
+		{"deep in an owner's module", "internal/viewertest/sdp.go", "github.com/pion/webrtc/v4/pkg/media", ""},
 		{"test part", "medianode/node_test.go", "fanlight/internal/simcam", ""},
 		{"test part of the packet path", "medianode/source/source_test.go", "fanlight/internal/simcam", ""},
 		{"test module in a test", "medianode/udp/udp_test.go", "go.uber.org/goleak", ""},
@@ -184,7 +186,8 @@ func TestCheck(t *testing.T) {
 		{"fleet imports nothing", "internal/fleet/id.go", "fanlight/internal/rpc", "internal/fleet may not import internal/rpc"},
 		{"test part outside a test", "medianode/node.go", "fanlight/internal/simcam", "medianode may not import internal/simcam"},
 		{"somebody else's giant", "controlplane/server.go", "go.etcd.io/etcd/client/v3", "controlplane may not import go.etcd.io"},
-		{"pion outside session", "medianode/node.go", "github.com/pion/webrtc/v4", "medianode may not import github.com/pion"},
+		{"pion outside session", "medianode/node.go", "github.com/pion/srtp/v3", "medianode may not import github.com/pion"},
+		{"peer connections in the node", "medianode/session/session.go", "github.com/pion/webrtc/v4", "medianode/session may not import github.com/pion/webrtc"},
 		{"a prefix is not a module", "medianode/stream/stream.go", "github.com/pion/rtpx", "medianode/stream may not import github.com/pion/rtpx"},
 		{"gRPC on the packet path", "medianode/session/session.go", "google.golang.org/grpc", "medianode/session may not import google.golang.org/grpc"},
 		{"test module outside a test", "medianode/node.go", "github.com/google/go-cmp/cmp", "medianode may not import github.com/google/go-cmp/cmp"},

@@ -81,6 +81,7 @@ func (l *lost) add(s stream.Stats) {
 	l.discards.UnsupportedFormat += s.Discards.UnsupportedFormat
 	l.drops.Overflow += s.Drops.Overflow
 	l.drops.AwaitingKeyframe += s.Drops.AwaitingKeyframe
+	l.drops.NoRoom += s.Drops.NoRoom
 }
 
 // Results of sessions that are none of the reasons in docs/errors.md.
@@ -157,7 +158,7 @@ func newViewerMetrics(s *metrics.Set) viewerMetrics {
 		resent:           s.Sampled(metrics.KindCounter, "fanlight_node_resent_packets_total", "Packets that were sent again."),
 		withheld:         s.Sampled(metrics.KindCounter, "fanlight_node_resends_refused_total", "Packets that were not sent again because the viewer's budget was spent."),
 		discards:         s.Sampled(metrics.KindCounter, "fanlight_node_packets_discarded_total", "Packets from cameras that could not be used: malformed, late, oversized, parameter_sets, supplements, unsupported_format.", "reason"),
-		drops:            s.Sampled(metrics.KindCounter, "fanlight_node_packets_dropped_total", "Packets that viewers were not sent, once for each viewer: overflow, its queue was full; awaiting_keyframe, it could not begin with them.", "reason"),
+		drops:            s.Sampled(metrics.KindCounter, "fanlight_node_packets_dropped_total", "Packets that viewers were not sent, once for each viewer: overflow, its queue was full; awaiting_keyframe, it could not begin with them; no_room, its connection had no room.", "reason"),
 	}
 }
 
@@ -286,7 +287,7 @@ func (m *nodeMetrics) sampleCamera(k metrics.Sink, c *camera) {
 	l.add(stats)
 	d := l.discards
 	k.Put(cm.discarded, float64(d.Malformed+d.Late+d.Oversized+d.ParameterSets+d.Supplements+d.UnsupportedFormat), id)
-	k.Put(cm.dropped, float64(l.drops.Overflow+l.drops.AwaitingKeyframe), id)
+	k.Put(cm.dropped, float64(l.drops.Overflow+l.drops.AwaitingKeyframe+l.drops.NoRoom), id)
 	k.Put(cm.bitrate, float64(stats.BitrateBPS)/8, id)
 	k.Put(cm.fps, stats.FramesPerSecond, id)
 	k.Put(cm.interval, stats.KeyframeInterval.Seconds(), id)
@@ -372,6 +373,7 @@ func (m *nodeMetrics) sampleViewers(k metrics.Sink) {
 	}
 	k.Put(v.drops, float64(l.drops.Overflow), "overflow")
 	k.Put(v.drops, float64(l.drops.AwaitingKeyframe), "awaiting_keyframe")
+	k.Put(v.drops, float64(l.drops.NoRoom), "no_room")
 	for direction, c := range map[string][3]uint64{
 		"in": {u.PacketsIn, u.BytesIn, u.ReadErrors}, "out": {u.PacketsOut, u.BytesOut, u.WriteErrors},
 	} {

@@ -181,7 +181,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mu.Lock()
 	n.engine, n.media, n.stopping = engine, media, false
 	n.mu.Unlock()
-	n.log.Info("media node started", "media", media.String(), "session_address", n.cfg.SessionAddress, "version", n.cfg.Version)
+	n.log.Info("media node started", "media", media.String(), "session_address", n.cfg.SessionAddress, "sending", engine.Sending(), "version", n.cfg.Version)
 
 	a := &agent{node: n, client: controlv1.NewAgentServiceClient(n.cfg.ControlPlane), lease: lease{changed: make(chan struct{}, 1)}}
 	a.run(ctx)

@@ -2,11 +2,10 @@ package session
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
-	"sync"
 
 	"github.com/pion/ice/v4"
-	"github.com/pion/webrtc/v4"
 
 	"fanlight/internal/fleet"
 )
@@ -33,44 +32,55 @@ func (s *Session) AddCandidate(c Candidate) error {
 	if s.isClosed() {
 		return badCandidate("the session has ended")
 	}
-	if err := s.checkCandidate(c); err != nil {
+	addr, err := s.checkCandidate(c)
+	if err != nil {
 		return err
 	}
-	err := guard(func() error {
-		return s.pc.AddICECandidate(webrtc.ICECandidateInit{
-			Candidate: c.Candidate, SDPMid: c.SDPMid, SDPMLineIndex: c.SDPMLineIndex, UsernameFragment: c.UsernameFragment,
-		})
-	})
-	if err != nil {
-		return badCandidate("%v", err)
+	if addr.IsValid() {
+		s.transport.AddCandidate(addr)
 	}
 	return nil
 }
 
-func (s *Session) checkCandidate(c Candidate) error {
+func (s *Session) checkCandidate(c Candidate) (netip.AddrPort, error) {
 	if m := c.SDPMid; m != nil && *m != "" && !s.remote.hasMid(*m) {
-		return badCandidate("sdpMid %q is none of the offer's", clip(*m))
+		return netip.AddrPort{}, badCandidate("sdpMid %q is none of the offer's", clip(*m))
 	}
 	if i := c.SDPMLineIndex; i != nil && int(*i) >= len(s.remote.sections) {
-		return badCandidate("sdpMLineIndex is %d, but the offer has %d media sections", *i, len(s.remote.sections))
+		return netip.AddrPort{}, badCandidate("sdpMLineIndex is %d, but the offer has %d media sections", *i, len(s.remote.sections))
 	}
-	if u := c.UsernameFragment; u != nil && *u != "" && *u != s.remote.ufrag {
-		return badCandidate("usernameFragment is not the offer's: the candidate is of another ICE generation")
+	if u := c.UsernameFragment; u != nil && *u != "" && *u != s.remote.ice.Fragment {
+		return netip.AddrPort{}, badCandidate("usernameFragment is not the offer's: the candidate is of another ICE generation")
 	}
 	if c.Candidate == "" {
-		return nil
+		return netip.AddrPort{}, nil
 	}
 	if len(c.Candidate) > maxCandidate {
-		return badCandidate("it has %d bytes; at most %d are read", len(c.Candidate), maxCandidate)
+		return netip.AddrPort{}, badCandidate("it has %d bytes; at most %d are read", len(c.Candidate), maxCandidate)
 	}
 	if s.remote.candidates >= maxCandidates {
-		return badCandidate("there are %d already, the most that are tried", maxCandidates)
+		return netip.AddrPort{}, badCandidate("there are %d already, the most that are tried", maxCandidates)
 	}
-	if _, err := ice.UnmarshalCandidate(strings.TrimPrefix(c.Candidate, "candidate:")); err != nil {
-		return badCandidate("not a candidate-attribute of RFC 8839 §5.1: %s", clip(err.Error()))
+	addr, err := parseCandidate(strings.TrimPrefix(c.Candidate, "candidate:"))
+	if err != nil {
+		return netip.AddrPort{}, badCandidate("not a candidate-attribute of RFC 8839 §5.1: %s", clip(err.Error()))
 	}
 	s.remote.candidates++
-	return nil
+	return addr, nil
+}
+
+// parseCandidate reads a candidate-attribute without "candidate:". The address is
+// that of a candidate over UDP which has an IP address, else none.
+func parseCandidate(value string) (netip.AddrPort, error) {
+	c, err := ice.UnmarshalCandidate(value)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	ip, err := netip.ParseAddr(c.Address())
+	if err != nil || !c.NetworkType().IsUDP() || c.Port() < 0 || c.Port() > 1<<16-1 {
+		return netip.AddrPort{}, nil //nolint:nilerr // a name: nobody resolves it
+	}
+	return netip.AddrPortFrom(ip.Unmap(), uint16(c.Port())), nil
 }
 
 func (o *offer) hasMid(mid string) bool {
@@ -86,57 +96,15 @@ func badCandidate(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", fleet.BadCandidate, fmt.Sprintf(format, args...))
 }
 
-// gathering is our own candidates' way to the viewer.
-type gathering struct {
-	complete chan struct{} // holds a token when a gathering is complete; never closed
-	wake     chan struct{} // holds a token while there may be something to send; never closed
-
-	mu      sync.Mutex // guards the rest
-	trickle bool       // candidates are to be sent as they come
-	queue   []Candidate
-}
-
-func newGathering(trickle bool) *gathering {
-	return &gathering{complete: make(chan struct{}, 1), wake: make(chan struct{}, 1), trickle: trickle}
-}
-
-// found is told of each candidate by pion, and of the end by nil.
-func (g *gathering) found(c *webrtc.ICECandidate) {
-	if c == nil {
-		signal(g.complete)
+// local returns our candidates as they are trickled, the end of them last.
+func (s *Session) local() []Candidate {
+	fragment, index := s.transport.Local().Fragment, uint16(0)
+	var out []Candidate
+	for _, c := range s.engine.port.Candidates() {
+		mid := s.remote.bundle()
+		out = append(out, Candidate{Candidate: "candidate:" + c, SDPMid: &mid, SDPMLineIndex: &index, UsernameFragment: &fragment})
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.trickle {
-		return
-	}
-	var next Candidate
-	if c != nil {
-		j := c.ToJSON()
-		next = Candidate{Candidate: j.Candidate, SDPMid: j.SDPMid, SDPMLineIndex: j.SDPMLineIndex, UsernameFragment: j.UsernameFragment}
-	} else {
-		g.trickle = false // those of a restart are in its answer
-		index := uint16(0)
-		next.SDPMLineIndex = &index
-	}
-	g.queue = append(g.queue, next)
-	signal(g.wake)
-}
-
-// stop ends trickling: what has not been sent is in the next answer.
-func (g *gathering) stop() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.trickle, g.queue = false, nil
-}
-
-// take returns what is to be sent.
-func (g *gathering) take() []Candidate {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	q := g.queue
-	g.queue = nil
-	return q
+	return append(out, Candidate{SDPMLineIndex: &index, UsernameFragment: &fragment})
 }
 
 func signal(c chan struct{}) {

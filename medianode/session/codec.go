@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/pion/webrtc/v4"
-
 	"fanlight/internal/fleet"
 	"fanlight/medianode/stream"
 )
@@ -16,17 +14,16 @@ import (
 type codec struct {
 	name      string // as stream.Track.Codec
 	kind      stream.Kind
-	mime      string
 	clockRate uint32
 	channels  uint16 // as in a=rtpmap; 0: not given
 }
 
 // codecs are the codecs a session can send, payloads untouched.
 var codecs = []codec{
-	{"H264", stream.Video, webrtc.MimeTypeH264, 90000, 0},
-	{"OPUS", stream.Audio, webrtc.MimeTypeOpus, 48000, 2}, // RFC 7587 §7: always 2
-	{"PCMU", stream.Audio, webrtc.MimeTypePCMU, 8000, 0},
-	{"PCMA", stream.Audio, webrtc.MimeTypePCMA, 8000, 0},
+	{"H264", stream.Video, 90000, 0},
+	{"OPUS", stream.Audio, 48000, 2}, // RFC 7587 §7: always 2
+	{"PCMU", stream.Audio, 8000, 0},
+	{"PCMA", stream.Audio, 8000, 0},
 }
 
 func findCodec(name string) (codec, bool) {
@@ -39,9 +36,7 @@ func findCodec(name string) (codec, bool) {
 
 // videoFeedback is the feedback a session acts on (RFC 4585 §4.2, RFC 5104
 // §7.1). Transport-wide congestion control and REMB are not: nothing adapts yet.
-var videoFeedback = []webrtc.RTCPFeedback{
-	{Type: "nack"}, {Type: "nack", Parameter: "pli"}, {Type: "ccm", Parameter: "fir"},
-}
+var videoFeedback = []string{"nack", "nack pli", "ccm fir"}
 
 // usable tells whether a payload type of an offer is one that a session can
 // send: the codec, and for H264 packetization mode 1, in which a NAL unit may
@@ -61,20 +56,9 @@ func (c *offeredCodec) usable() bool {
 
 // plan is what a session will answer and send.
 type plan struct {
-	video offeredCodec            // the one video payload type
-	audio map[string]offeredCodec // by codec; empty: none offered that can be sent
-	quiet bool                    // the camera has no audio that the viewer can take: answer inactive
-	first string                  // codec of audio's sender reports and answers until a burst says otherwise
-
-	// What pion's media engine is told: the payload types to answer. A section
-	// of which nothing is usable gets one of its own codecs all the same, for an
-	// answer with port 0 in the first section would have no candidates.
-	engine []engineCodec
-}
-
-type engineCodec struct {
-	kind webrtc.RTPCodecType
-	webrtc.RTPCodecParameters
+	video offeredCodec   // the one video payload type
+	audio []offeredCodec // what can be sent, the best first; empty: none is offered
+	quiet bool           // the camera has no audio that the viewer can take: answer inactive
 }
 
 // negotiate chooses what to send of the camera's tracks, none if they are not
@@ -85,20 +69,17 @@ type engineCodec struct {
 // that is known and offered, else the one that a decoder is least likely to
 // refuse. Decoders go by the parameter sets in the stream, not by the SDP:
 // Chromium and OpenH264 decode High profile on a payload type of the baseline
-// profile. One payload type also keeps retransmissions right, whose payload
-// type pion binds to it.
+// profile.
 func negotiate(o *offer, tracks []stream.Track, prefer []string) (*plan, error) {
-	p := &plan{audio: map[string]offeredCodec{}}
+	p := new(plan)
 	video, err := chooseVideo(o, trackOf(tracks, stream.Video))
 	if err != nil {
 		return nil, err
 	}
 	p.video = video
-	p.engine = append(p.engine, videoParameters(video)...)
 	if o.audio >= 0 {
 		p.chooseAudio(o.sections[o.audio].codecs, tracks, prefer)
 	}
-	p.fill(o)
 	return p, nil
 }
 
@@ -165,121 +146,52 @@ func codecUnsupported(sends string, offered []offeredCodec) error {
 // Which one is sent is each burst's to say, so that a camera that comes back
 // with another codec is heard.
 func (p *plan) chooseAudio(offered []offeredCodec, tracks []stream.Track, prefer []string) {
-	var names []string
 	for _, c := range offered {
-		if _, ok := p.audio[c.name]; !ok && c.usable() {
-			p.audio[c.name] = c
-			names = append(names, c.name)
+		if c.usable() && !slices.ContainsFunc(p.audio, func(other offeredCodec) bool { return other.name == c.name }) {
+			p.audio = append(p.audio, c)
 		}
 	}
-	rank := func(name string) int {
-		i := slices.IndexFunc(prefer, func(s string) bool { return strings.EqualFold(s, name) })
+	track := trackOf(tracks, stream.Audio)
+	rank := func(c offeredCodec) int {
+		if track != nil && c.name == track.Codec {
+			return -1
+		}
+		i := slices.IndexFunc(prefer, func(s string) bool { return strings.EqualFold(s, c.name) })
 		if i < 0 {
 			return len(prefer)
 		}
 		return i
 	}
-	slices.SortStableFunc(names, func(a, b string) int { return rank(a) - rank(b) })
-	if len(names) > 0 {
-		p.first = names[0]
-	}
-	track := trackOf(tracks, stream.Audio)
+	slices.SortStableFunc(p.audio, func(a, b offeredCodec) int { return rank(a) - rank(b) })
 	switch {
 	case len(tracks) > 0 && track == nil:
 		p.quiet = true
 	case track != nil:
-		_, ok := p.audio[track.Codec]
-		p.quiet = !ok
-		if ok {
-			p.first = track.Codec
-		}
+		p.quiet = len(p.audio) == 0 || p.audio[0].name != track.Codec
 	}
-	p.quiet = p.quiet || len(names) == 0
-	for _, name := range names {
-		p.engine = append(p.engine, engineCodec{webrtc.RTPCodecTypeAudio, parameters(p.audio[name], nil)})
-	}
+	p.quiet = p.quiet || len(p.audio) == 0
 }
 
-// fill gives the media engine a codec of every kind of section in the offer.
-func (p *plan) fill(o *offer) {
-	for _, s := range o.sections {
-		kind := webrtc.NewRTPCodecType(s.kind)
-		if len(s.codecs) > 0 && !slices.ContainsFunc(p.engine, func(c engineCodec) bool { return c.kind == kind }) {
-			p.engine = append(p.engine, engineCodec{kind, parameters(s.codecs[0], nil)})
-		}
-	}
-}
-
-// payloads returns the payload types of one of the offer's sections that pion
-// is to see, as the section lists them.
-func (p *plan) payloads(o *offer, index int) []string {
-	var out []string
-	add := func(c offeredCodec) {
-		out = append(out, strconv.Itoa(int(c.payloadType)))
-		if c.hasRTX {
-			out = append(out, strconv.Itoa(int(c.rtx)))
-		}
-	}
+// answered returns the codecs that are answered in one of the offer's sections,
+// the best first. A section that stays off has one all the same: without any it
+// would be refused, and with it, if it is the first, the transport of the bundle
+// (RFC 8843 §7.3).
+func (p *plan) answered(o *offer, index int) []offeredCodec {
+	offered := o.sections[index].codecs
+	var out []offeredCodec
 	// The plan's payload types mean the same in every section of a bundle (RFC
 	// 8843 §9.1), so that a section that stays off has one of them too.
-	for _, c := range o.sections[index].codecs {
-		planned, ok := p.audio[c.name]
-		if c.name == p.video.name {
-			planned, ok = p.video, true
-		}
-		if ok && planned.payloadType == c.payloadType {
-			add(c)
+	for _, planned := range append([]offeredCodec{p.video}, p.audio...) {
+		for _, c := range offered {
+			if c.name == planned.name && c.payloadType == planned.payloadType {
+				out = append(out, c)
+			}
 		}
 	}
-	if len(out) == 0 && len(o.sections[index].codecs) > 0 {
-		add(o.sections[index].codecs[0])
+	if len(out) == 0 && len(offered) > 0 {
+		out = append(out, offered[0])
 	}
 	return out
-}
-
-// mediaEngine returns what pion needs to answer the plan.
-func (p *plan) mediaEngine() (*webrtc.MediaEngine, error) {
-	m := new(webrtc.MediaEngine)
-	for _, c := range p.engine {
-		if err := m.RegisterCodec(c.RTPCodecParameters, c.kind); err != nil {
-			return nil, fmt.Errorf("register payload type %d: %w", c.PayloadType, err)
-		}
-	}
-	return m, nil
-}
-
-func videoParameters(c offeredCodec) []engineCodec {
-	out := []engineCodec{{webrtc.RTPCodecTypeVideo, parameters(c, videoFeedback)}}
-	if c.hasRTX {
-		out = append(out, engineCodec{webrtc.RTPCodecTypeVideo, webrtc.RTPCodecParameters{
-			RTPCodecCapability: webrtc.RTPCodecCapability{
-				MimeType: webrtc.MimeTypeRTX, ClockRate: c.clockRate, SDPFmtpLine: fmt.Sprintf("apt=%d", c.payloadType),
-			},
-			PayloadType: webrtc.PayloadType(c.rtx),
-		}})
-	}
-	return out
-}
-
-// parameters returns an offered codec as pion knows it, with the feedback of
-// ours that was offered.
-func parameters(c offeredCodec, feedback []webrtc.RTCPFeedback) webrtc.RTPCodecParameters {
-	mime := "audio/" + c.name
-	if known, ok := findCodec(c.name); ok {
-		mime = known.mime
-	}
-	var both []webrtc.RTCPFeedback
-	for _, f := range feedback {
-		if slices.Contains(c.feedback, strings.TrimSpace(f.Type+" "+f.Parameter)) {
-			both = append(both, f)
-		}
-	}
-	return webrtc.RTPCodecParameters{
-		RTPCodecCapability: webrtc.RTPCodecCapability{
-			MimeType: mime, ClockRate: c.clockRate, Channels: c.channels, SDPFmtpLine: c.fmtp, RTCPFeedback: both,
-		},
-		PayloadType: webrtc.PayloadType(c.payloadType),
-	}
 }
 
 // profile is an H264 profile (RFC 6184 §8.1, table 5).

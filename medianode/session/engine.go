@@ -1,20 +1,25 @@
-// Package session is one viewer's peer connection: SDP, ICE, DTLS, SRTP and
-// RTCP, and the pump that sends a stream's bursts through it. It is the only
-// user of pion/webrtc.
+// Package session is one viewer's session: SDP, RTCP, and the way of a stream's
+// packets to the viewer, sealed. What carries them, ICE and DTLS, is package
+// transport's.
 //
-// An Engine is made once per node and owns the node's UDP mux and ICE-TCP mux,
-// so that all viewers share one port. Engine.Open answers a viewer's offer;
-// Session.Run then carries the camera's media until the viewer or the camera
-// is gone. Whole bursts are handed to a session (stream.Burst), which writes
-// them with its own SSRC and payload type and flushes the socket after each:
-// another way of sending, with less work a packet, can take that place without
-// stream or signaling noticing.
+// An Engine is made once per node. Engine.Open answers a viewer's offer;
+// Session.Run then goes on until the viewer or the camera is gone.
+//
+// The output of all sessions is the engine's shards', one goroutine a core. A
+// connected session is a viewer of one shard, which takes the bursts of each
+// camera (stream.Burst) once for all its viewers of that camera, and seals each
+// packet for each of them straight into the batch that it leaves in (package
+// udp). Nothing is copied, allocated or locked for a packet and viewer, and a
+// viewer that is slow delays nobody: UDP drops, a TCP connection has a bounded
+// queue, and where packets are left out for a viewer it resumes at a keyframe,
+// with sequence numbers that go on. The packets that viewers ask for again are the
+// stream's, kept once for all of them.
 //
 // What is negotiated: one video section and, if the viewer offers one, one
 // audio section, both only sent. H264 with packetization mode 1 on the offered
 // payload type whose profile fits the camera best; OPUS, PCMU and PCMA as the
 // camera sends them. Feedback: NACK, answered over RTX where offered (RFC 4588)
-// from the session's last 512 packets and within a budget (resend.go); PLI and FIR, which ask the camera for a
+// and within a budget (resend.go); PLI and FIR, which ask the camera for a
 // keyframe. Sections that are not sent in are answered as inactive. No header
 // extensions, no congestion control, no data channels.
 //
@@ -22,22 +27,15 @@
 // AEAD_AES_128_GCM, then AEAD_AES_256_GCM, then AES128_CM_HMAC_SHA1_80: by what
 // a packet costs. The viewer's certificate must have the offer's fingerprint,
 // which an ICE restart may not change. ICE user name fragment and password are
-// random for each session and restart.
-//
-// ICE is full ICE as the controlled agent. Candidates are host candidates over
-// UDP and passive TCP for the advertised addresses. The node resolves no names
-// and dials nothing: a viewer's .local and TCP candidates are left alone, for a
-// viewer that can reach the node is learnt from its own checks. A viewer that
-// falls silent is disconnected after 5 s and given up after 20 s; consent is
-// checked every 2 s (RFC 7675). One that says goodbye (DTLS close_notify) ends
-// its session at once.
+// random for each session and restart. A viewer that has been silent for 20 s is
+// given up; one that says goodbye (DTLS close_notify) ends its session at once.
 //
 // Sender reports (RFC 3550 §6.4.1) ride with a burst once a second, nothing
 // ticks. Audio and video are put on one clock by stream.Stream.SenderClock: the
 // camera's, if it reports on all its tracks, else their arrival.
 //
-// A panic in a session's own goroutines and calls ends that session with
-// fleet.Internal. pion's own goroutines cannot be guarded so.
+// A panic in what a session does ends that session with fleet.Internal, and no
+// other. pion's own goroutines cannot be guarded so.
 package session
 
 import (
@@ -47,17 +45,13 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
 
-	"github.com/pion/dtls/v3"
-	"github.com/pion/ice/v4"
-	"github.com/pion/interceptor"
-	"github.com/pion/interceptor/pkg/nack"
-	"github.com/pion/webrtc/v4"
-
 	"fanlight/internal/fleet"
+	"fanlight/medianode/transport"
 	"fanlight/medianode/udp"
 )
 
@@ -67,29 +61,19 @@ type Config struct {
 	UDP         *udp.Conn    // the socket of all sessions; the engine's from New on
 	TCP         net.Listener // for ICE-TCP, on the same port; the engine's from New on; nil: UDP only
 	Advertise   []netip.Addr // candidates' IP addresses; empty: those that UDP listens on
-	MaxSessions int          // at a time, and as many orphans; 0: 1,000, some 2 GB of memory with today's retransmission buffers
+	MaxSessions int          // at a time, and as many orphans; 0: 1,000
+	Shards      int          // goroutines that send; 0: one for each core that Go may use
 	Timeouts    Timeouts
 }
 
 // Timeouts are when a viewer is given up. Each zero means the default.
 type Timeouts struct {
-	Connect      time.Duration // from Run to connected: 30 s
-	Disconnected time.Duration // silence until ICE calls it disconnected: 5 s
-	Failed       time.Duration // silence until the session ends: 20 s; more than Disconnected
-	Keepalive    time.Duration // between checks of consent: 2 s
+	Connect time.Duration // from Run to connected: 30 s
+	Silence time.Duration // without a word of the viewer until the session ends: 20 s
 }
 
 // DefaultMaxSessions is Config.MaxSessions if that is 0.
 const DefaultMaxSessions = 1000
-
-const (
-	// resendPackets is how many packets are kept for NACK in each session: 2 s
-	// of 2 Mbit/s. A power of two, as pion demands.
-	resendPackets = 512
-	// gatherTimeout bounds the wait for our own candidates. They are known and
-	// there is nobody to ask, so that it takes a millisecond.
-	gatherTimeout = 2 * time.Second
-)
 
 func (t Timeouts) withDefaults() Timeouts {
 	set := func(d *time.Duration, to time.Duration) {
@@ -98,9 +82,7 @@ func (t Timeouts) withDefaults() Timeouts {
 		}
 	}
 	set(&t.Connect, 30*time.Second)
-	set(&t.Disconnected, 5*time.Second)
-	set(&t.Failed, 20*time.Second)
-	set(&t.Keepalive, 2*time.Second)
+	set(&t.Silence, 20*time.Second)
 	return t
 }
 
@@ -109,14 +91,11 @@ type Engine struct {
 	// Static after New.
 	log         *slog.Logger
 	conn        *udp.Conn
-	settings    webrtc.SettingEngine
-	responder   interceptor.Factory // answers NACKs
+	port        *transport.Port
+	shards      []*shard
+	senders     sync.WaitGroup // the shards' goroutines
 	timeouts    Timeouts
 	maxSessions int
-	udpMux      *udpMux
-	tcpMux      *tcpMux // nil: no ICE-TCP
-	listener    *tcpListener
-	addrs       []netip.Addr
 
 	mu       sync.Mutex        // guards the rest
 	sessions map[*Session]bool // true: an orphan, see Session.Orphan
@@ -141,10 +120,6 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e, err := newEngine(cfg)
 	if err != nil {
-		_ = cfg.UDP.Close()
-		if cfg.TCP != nil {
-			_ = cfg.TCP.Close()
-		}
 		return nil, fmt.Errorf("make a session engine: %w", err)
 	}
 	return e, nil
@@ -161,57 +136,26 @@ func newEngine(cfg Config) (*Engine, error) {
 	if e.maxSessions <= 0 {
 		e.maxSessions = DefaultMaxSessions
 	}
-	if e.timeouts.Failed <= e.timeouts.Disconnected {
-		return nil, fmt.Errorf("timeout failed %v is not longer than disconnected %v", e.timeouts.Failed, e.timeouts.Disconnected)
+	if cfg.Shards <= 0 {
+		cfg.Shards = runtime.GOMAXPROCS(0)
 	}
 	var err error
-	if e.addrs, err = candidateAddresses(cfg.UDP.AddrPort().Addr(), cfg.Advertise, net.InterfaceAddrs); err != nil {
-		return nil, err
-	}
-	network, err := newNetwork(e.addrs)
+	e.port, err = transport.Listen(transport.PortConfig{
+		Log: e.log, UDP: cfg.UDP, TCP: cfg.TCP, Advertise: cfg.Advertise, Viewers: e.maxSessions,
+	})
 	if err != nil {
 		return nil, err
 	}
-	e.responder, err = nack.NewResponderInterceptor(nack.ResponderSize(resendPackets), nack.WithResponderLoggerFactory(pionLog{e.log}))
-	if err != nil {
-		return nil, fmt.Errorf("make the NACK responder: %w", err)
-	}
-	if err := e.set(network, cfg.TCP != nil); err != nil {
-		return nil, err
-	}
-	// From here on nothing fails: the muxes run.
-	e.udpMux = newUDPMux(cfg.UDP, e.addrs, network, pionLog{e.log})
-	e.settings.SetICEUDPMux(e.udpMux)
-	if cfg.TCP != nil {
-		e.listener = newTCPListener(cfg.TCP, tcpLimits{conns: 2 * e.maxSessions, waiting: tcpWaiting, fragment: tcpFragment, answer: tcpAnswer})
-		e.tcpMux = newTCPMux(e.listener, pionLog{e.log})
-		e.settings.SetICETCPMux(e.tcpMux)
+	for range cfg.Shards {
+		sh := newShard(cfg.UDP)
+		e.shards = append(e.shards, sh)
+		e.senders.Go(sh.run)
 	}
 	return e, nil
 }
 
-// set makes the settings of all peer connections.
-func (e *Engine) set(network *network, tcp bool) error {
-	se := &e.settings
-	se.LoggerFactory = pionLog{e.log}
-	se.SetNet(network)
-	se.SetNetworkTypes(networkTypes(e.addrs, tcp))
-	se.SetIncludeLoopbackCandidate(true) // only the network's one interface is asked
-	se.SetICEMulticastDNSMode(ice.MulticastDNSModeDisabled)
-	se.DisableActiveTCP(true) // a viewer must not make the node dial
-	se.SetICETimeouts(e.timeouts.Disconnected, e.timeouts.Failed-e.timeouts.Disconnected, e.timeouts.Keepalive)
-	se.SetSRTPProtectionProfiles(dtls.SRTP_AEAD_AES_128_GCM, dtls.SRTP_AEAD_AES_256_GCM, dtls.SRTP_AES128_CM_HMAC_SHA1_80)
-	// The handshake's cookie (RFC 6347 §4.2.1) proves what ICE has proven
-	// already, that the viewer is where it says, and costs a round trip.
-	se.SetDTLSInsecureSkipHelloVerify(true)
-	if err := se.SetAnsweringDTLSRole(webrtc.DTLSRoleServer); err != nil {
-		return fmt.Errorf("set the DTLS role: %w", err)
-	}
-	return nil
-}
-
 // Addresses returns the IP addresses of the sessions' candidates.
-func (e *Engine) Addresses() []netip.Addr { return e.addrs }
+func (e *Engine) Addresses() []netip.Addr { return e.port.Addresses() }
 
 // Stats returns the figures.
 func (e *Engine) Stats() EngineStats {
@@ -221,23 +165,23 @@ func (e *Engine) Stats() EngineStats {
 	for session := range e.sessions {
 		s.Total.add(session.Stats())
 	}
-	if e.listener != nil {
-		s.TCPRefused = e.listener.refused.Load()
-	}
+	s.TCPRefused = e.port.Stats().TCPRefused
 	return s
 }
+
+// Sending says how packets leave, for the log.
+func (e *Engine) Sending() string { return e.conn.Segmentation() }
 
 // SocketStats returns the figures of the UDP socket.
 func (e *Engine) SocketStats() udp.Stats { return e.conn.Stats() }
 
 // Open answers a viewer's offer. The session must be run, or closed. If it is
-// not to trickle, the answer has all candidates, for which Open waits, until
-// ctx ends at most; nothing else of the session depends on ctx.
+// not to trickle, the answer has all candidates.
 //
 // The error is fleet.BadOffer, fleet.NoVideoSection, fleet.CodecUnsupported,
 // fleet.NodeFull, or fleet.NodeStopping after Close. Its text is for the viewer,
 // and names neither the session nor the camera.
-func (e *Engine) Open(ctx context.Context, cfg OpenConfig) (s *Session, answer string, err error) {
+func (e *Engine) Open(_ context.Context, cfg OpenConfig) (s *Session, answer string, err error) {
 	defer func() {
 		if err != nil {
 			if s != nil {
@@ -265,10 +209,26 @@ func (e *Engine) Open(ctx context.Context, cfg OpenConfig) (s *Session, answer s
 		if err := s.connect(); err != nil {
 			return err
 		}
-		answer, err = s.answer(ctx, o, !cfg.Trickle)
+		answer, err = s.answerSDP(o, !cfg.Trickle)
 		return err
 	})
 	return s, answer, err
+}
+
+// shard returns the shard that a viewer is to be given: the one with the fewest,
+// so that those of one camera are spread over all.
+func (e *Engine) shard() *shard {
+	var least *shard
+	load := 0
+	for _, sh := range e.shards {
+		sh.mu.Lock()
+		n := sh.load
+		sh.mu.Unlock()
+		if least == nil || n < load {
+			least, load = sh, n
+		}
+	}
+	return least
 }
 
 // admit makes a session if there is room. The caller is then one of opening.
@@ -335,12 +295,11 @@ func (e *Engine) Close() error {
 		wg.Go(s.Close)
 	}
 	wg.Wait()
-	err := e.udpMux.Close()
-	err = errors.Join(err, e.conn.Close())
-	if e.tcpMux != nil {
-		err = errors.Join(err, e.tcpMux.Close())
+	for _, sh := range e.shards {
+		sh.stop()
 	}
-	if err != nil {
+	e.senders.Wait()
+	if err := e.port.Close(); err != nil {
 		return fmt.Errorf("close the session engine: %w", err)
 	}
 	return nil
@@ -350,8 +309,11 @@ func (e *Engine) Close() error {
 func guard(f func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: panic: %v\n%s", fleet.Internal, r, debug.Stack())
+			err = panicked(r)
 		}
 	}()
 	return f()
 }
+
+// panicked returns the error of a panic.
+func panicked(r any) error { return fmt.Errorf("%w: panic: %v\n%s", fleet.Internal, r, debug.Stack()) }

@@ -1,8 +1,6 @@
 package session
 
 import (
-	"errors"
-	"io"
 	"sync/atomic"
 	"time"
 
@@ -11,113 +9,146 @@ import (
 	"fanlight/medianode/stream"
 )
 
-const (
-	// keyframePause is how often one viewer's wish for a keyframe is heard. The
-	// stream coalesces those of all viewers to one a second.
-	keyframePause = 200 * time.Millisecond
-	// maxRTCPErrors is how many unreadable RTCP packets in a row end the reading.
-	maxRTCPErrors = 100
-)
+// keyframePause is how often one viewer's wish for a keyframe is heard. The
+// stream coalesces those of all viewers to one a second.
+const keyframePause = 200 * time.Millisecond
 
 // feedback is what a viewer said of what it receives.
 type feedback struct {
 	keyframeRequests atomic.Uint64 // PLI and FIR
-	lost             atomic.Uint32 // packets lost in all, by the latest report
+	nacked           atomic.Uint64 // packets asked for again
+	lost             atomic.Uint32 // video packets lost in all, by the latest report
+	roundTrip        atomic.Int64  // nanoseconds, by the latest report that had it; 0: unknown
+
+	keyframeAsked time.Time // owned by hearAll
 }
 
-// readRTCP reads a track's RTCP until the peer connection is closed. pion's
-// interceptors live by this reading too: it is how the NACK responder, and ours
-// before it (resends), see what is asked for. Interceptors end where they see no more of it than PLI, and
-// this session's has what they lack: the subscription to ask.
-func (s *Session) readRTCP(t *track) {
-	buf := make([]byte, 1500)
-	for failed := 0; failed < maxRTCPErrors; {
-		n, attributes, err := t.sender.Read(buf)
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrClosedPipe) {
-			return
-		}
-		var packets []rtcp.Packet
-		if err == nil {
-			packets, err = attributes.GetRTCPPackets(buf[:n])
-		}
+// hearAll acts on what a viewer reports. It is called by the goroutines that read
+// from the network, one call at a time, with whatever the viewer sent.
+func (s *Session) hearAll(b []byte) {
+	err := guard(func() error {
+		packets, err := rtcp.Unmarshal(b)
 		if err != nil {
-			failed++
-			continue
+			return nil //nolint:nilerr // what cannot be read is not acted upon
 		}
-		failed = 0
+		left := maxNacked
 		for _, p := range packets {
-			s.hear(t, p)
+			left = s.hear(p, left)
 		}
+		return nil
+	})
+	if err != nil {
+		s.fail(err)
 	}
-	s.log.Debug("rtcp given up", "kind", t.kind.String(), "errors", maxRTCPErrors)
 }
 
-// hear acts on one RTCP packet about a track.
-func (s *Session) hear(t *track, p rtcp.Packet) {
+// hear acts on one RTCP packet. left is how many packets may still be asked for
+// in this datagram.
+func (s *Session) hear(p rtcp.Packet, left int) int {
 	switch p := p.(type) {
-	case *rtcp.PictureLossIndication, *rtcp.FullIntraRequest:
-		if t.kind == stream.Video {
-			s.wantKeyframe()
-		}
+	case *rtcp.PictureLossIndication:
+		s.wantKeyframe()
+	case *rtcp.FullIntraRequest:
+		s.wantKeyframe()
 	case *rtcp.ReceiverReport:
-		to := t.bound.Load()
-		for _, r := range p.Reports {
-			if to != nil && r.SSRC == to.ssrc && t.kind == stream.Video {
-				s.feedback.lost.Store(r.TotalLost)
+		s.reported(p.Reports)
+	case *rtcp.TransportLayerNack:
+		for kind := range s.lanes {
+			if l := &s.lanes[kind]; l.payloads != nil && l.ssrc == p.MediaSSRC {
+				return s.nacked(stream.Kind(kind), p.Nacks, left)
 			}
 		}
 	}
+	return left
 }
 
-// wantKeyframe passes on the viewer's wish. It is called by the reader of the
-// video's RTCP only.
+// reported takes the report blocks of a receiver report (RFC 3550 §6.4.2).
+func (s *Session) reported(blocks []rtcp.ReceptionReport) {
+	for _, r := range blocks {
+		if r.SSRC != s.lanes[stream.Video].ssrc {
+			continue
+		}
+		s.feedback.lost.Store(r.TotalLost)
+		if r.LastSenderReport == 0 {
+			continue
+		}
+		// The middle 32 bits of NTP times: 16.16 bits of seconds (RFC 3550 §6.4.1).
+		const unit = 1 << 16
+		passed := uint32(ntpTime(time.Now())>>16) - r.LastSenderReport - r.Delay
+		if passed < 10*unit {
+			s.feedback.roundTrip.Store(int64(passed) * int64(time.Second) / unit)
+		}
+	}
+}
+
+// nacked passes on what the viewer asks for again.
+func (s *Session) nacked(kind stream.Kind, pairs []rtcp.NackPair, left int) int {
+	kept, left, asked, refused := shorten(pairs, left)
+	s.feedback.nacked.Add(uint64(asked))
+	s.counts.refused.Add(uint64(refused))
+	if v := s.viewer.Load(); v != nil && len(kept) > 0 {
+		v.shard.post(mail{nack: v, kind: kind, pair: kept})
+	}
+	return left
+}
+
+// roundTrip returns the viewer's, as far as it is known.
+func (s *Session) roundTrip() time.Duration { return time.Duration(s.feedback.roundTrip.Load()) }
+
+// wantKeyframe passes on the viewer's wish.
 func (s *Session) wantKeyframe() {
 	s.feedback.keyframeRequests.Add(1)
 	now := time.Now()
-	if now.Sub(s.keyframeAsked) < keyframePause {
+	if now.Sub(s.feedback.keyframeAsked) < keyframePause {
 		return
 	}
-	s.keyframeAsked = now
-	if sub := s.subscription.Load(); sub != nil {
-		sub.RequestKeyframe()
+	s.feedback.keyframeAsked = now
+	if o := s.outlet.Load(); o != nil {
+		o.sub.RequestKeyframe()
 	}
 }
 
 // reportInterval is the time between sender reports.
 const reportInterval = time.Second
 
-// report sends sender reports for both tracks, now that a burst of t has left.
-// The burst's last packet is what "now" is in the reports; the other track's
+// sendReport sends sender reports for both kinds, now that a burst of one has
+// left. The burst's last packet is what "now" is in the reports; the other kind's
 // timestamp of the same moment follows by the stream's clock. So the wall-clock
 // time in them is this node's, as round trip times need it, and the kinds are
 // as far apart as the camera says.
-func (s *Session) report(t *track, now time.Time) {
-	at, timestamp, ok := s.stream.SenderClock(t.kind)
-	if !ok || t.sent.clockRate == 0 {
+func (v *viewer) sendReport(sh *shard, kind stream.Kind, to *path, now time.Time) {
+	str, sent := v.outlet.stream, &v.lanes[kind]
+	at, timestamp, ok := str.SenderClock(kind)
+	if !ok || sent.clockRate == 0 {
 		return
 	}
-	moment := at.Add(span(t.sent.timestamp-timestamp, t.sent.clockRate))
+	moment := at.Add(span(sent.timestamp-timestamp, sent.clockRate))
 	var reports []rtcp.Packet
-	for _, track := range []*track{s.video, s.audio} {
-		if track == nil || track.sent.packets == 0 {
+	for k := range v.lanes {
+		l := &v.lanes[k]
+		if l.packets == 0 {
 			continue
 		}
-		to := track.bound.Load()
-		at, timestamp, ok := s.stream.SenderClock(track.kind)
-		if to == nil || !ok {
+		at, timestamp, ok := str.SenderClock(stream.Kind(k))
+		if !ok {
 			continue
 		}
 		reports = append(reports, &rtcp.SenderReport{
-			SSRC: to.ssrc, NTPTime: ntpTime(now), RTPTime: timestamp + ticks(moment.Sub(at), track.sent.clockRate),
-			PacketCount: track.sent.packets, OctetCount: track.sent.octets,
+			SSRC: l.ssrc, NTPTime: ntpTime(now), RTPTime: timestamp + ticks(moment.Sub(at), l.clockRate),
+			PacketCount: l.packets, OctetCount: l.octets,
 		})
 	}
-	if len(reports) == 0 {
+	plain, err := rtcp.Marshal(reports)
+	if err != nil {
+		v.session.counts.errors.Add(1)
 		return
 	}
-	if err := s.pc.WriteRTCP(reports); err != nil {
-		s.log.Debug("sender report not sent", "error", err)
+	n, err := v.cryptor.sealRTCP(sh.room(to), plain)
+	if err != nil {
+		v.session.counts.errors.Add(1)
+		return
 	}
+	sh.commit(to, n, now)
 }
 
 // span is how long a difference of timestamps is.

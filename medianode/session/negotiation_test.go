@@ -16,7 +16,6 @@ import (
 	"fanlight/medianode/udp"
 )
 
-// Offers that parse and that pion then finds fault with.
 func TestOpenRefuses(t *testing.T) {
 	n := newNode(t, nil)
 	good := offerOf(t)
@@ -221,7 +220,6 @@ func TestNewRefuses(t *testing.T) {
 		t.Error("an engine without a socket was made")
 	}
 	for name, change := range map[string]func(*session.Config){
-		"timeouts":  func(c *session.Config) { c.Timeouts = session.Timeouts{Disconnected: 2, Failed: 1} },
 		"advertise": func(c *session.Config) { c.Advertise = []netip.Addr{netip.IPv6Loopback()} },
 	} {
 		conn, err := udp.Listen(netip.MustParseAddrPort("127.0.0.1:0"), udp.Config{})

@@ -2,14 +2,15 @@ package session
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/pion/ice/v4"
 	"github.com/pion/sdp/v3"
 
 	"fanlight/internal/fleet"
+	"fanlight/medianode/transport"
 )
 
 // The bounds of an offer. Chromium's offer of one audio and one video section
@@ -18,6 +19,7 @@ const (
 	maxOffer      = 64 << 10 // bytes
 	maxSections   = 8        // media sections
 	maxPayloads   = 128      // payload types of a section
+	maxCredential = 256      // characters of ICE's (RFC 8839 §5.4)
 	maxCandidates = 64       // remote candidates of an ICE generation, trickled ones included
 )
 
@@ -27,8 +29,10 @@ type offer struct {
 	sections     []section // in the offer's order
 	video        int       // index of the first video section that receives
 	audio        int       // index of the first audio section that receives; -1: none
-	ufrag        string    // ICE user name fragment (RFC 8839 §5.4)
-	fingerprints string    // certificate fingerprints (RFC 8122 §5), joined
+	ice          transport.Credentials
+	fingerprints []string // of the certificate (RFC 8122 §5), in upper case
+	bundled      []string // mids of a=group:BUNDLE (RFC 8843)
+	addresses    []netip.AddrPort
 	candidates   int
 }
 
@@ -81,6 +85,11 @@ func parseOffer(s string) (*offer, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	if group, ok := o.desc.Attribute("group"); ok {
+		if mids := strings.Fields(group); len(mids) > 1 && mids[0] == "BUNDLE" {
+			o.bundled = mids[1:]
+		}
+	}
 	return o, nil
 }
 
@@ -89,10 +98,14 @@ func (o *offer) check() error {
 	switch {
 	case o.video < 0:
 		return fmt.Errorf("%w: add one with addTransceiver(\"video\", {direction: \"recvonly\"})", fleet.NoVideoSection)
-	case o.ufrag == "":
-		return badOffer("the offer has no a=ice-ufrag (RFC 8839 §5.4)")
-	case o.fingerprints == "":
+	case o.ice.Fragment == "" || o.ice.Password == "":
+		return badOffer("the offer has no a=ice-ufrag or no a=ice-pwd (RFC 8839 §5.4)")
+	case len(o.ice.Fragment) > maxCredential || len(o.ice.Password) > maxCredential:
+		return badOffer("the offer's a=ice-ufrag or a=ice-pwd has more than %d characters (RFC 8839 §5.4)", maxCredential)
+	case len(o.fingerprints) == 0:
 		return badOffer("the offer has no a=fingerprint (RFC 8122 §5); media is only sent encrypted with DTLS")
+	case transport.CheckFingerprints(o.fingerprints) != nil:
+		return badOffer("the offer's a=fingerprint: %v", transport.CheckFingerprints(o.fingerprints))
 	case o.candidates > maxCandidates:
 		return badOffer("the offer has %d candidates; at most %d are tried", o.candidates, maxCandidates)
 	}
@@ -126,11 +139,11 @@ func (o *offer) addSection(md *sdp.MediaDescription, index int) error {
 	if s.receives && kind == "audio" && o.audio < 0 {
 		o.audio = index
 	}
-	if o.ufrag == "" {
-		o.ufrag = attribute(&o.desc, md, "ice-ufrag")
+	if o.ice.Fragment == "" {
+		o.ice = transport.Credentials{Fragment: attribute(&o.desc, md, "ice-ufrag"), Password: attribute(&o.desc, md, "ice-pwd")}
 	}
-	if f := strings.ToUpper(attribute(&o.desc, md, "fingerprint")); f != "" && !strings.Contains(o.fingerprints, f) {
-		o.fingerprints += f + "\n"
+	if f := strings.ToUpper(attribute(&o.desc, md, "fingerprint")); f != "" && !slices.Contains(o.fingerprints, f) {
+		o.fingerprints = append(o.fingerprints, f)
 	}
 	if attribute(&o.desc, md, "setup") == "passive" {
 		return badOffer("media section %d has a=setup:passive; this side waits for the DTLS handshake too: offer actpass (RFC 8842 §5.2)", index)
@@ -138,62 +151,12 @@ func (o *offer) addSection(md *sdp.MediaDescription, index int) error {
 	for _, a := range md.Attributes {
 		if a.Key == "candidate" {
 			o.candidates++
+			if addr, _ := parseCandidate(a.Value); addr.IsValid() {
+				o.addresses = append(o.addresses, addr)
+			}
 		}
 	}
 	return nil
-}
-
-// forPion returns the offer as pion gets it: what is asked for and no more.
-// The sections to send in receive, the others are off; only the payload types
-// of the plan are left; attributes that a receiver of media has no need of are
-// gone, and so are candidates that pion could not read.
-func (o *offer) forPion(p *plan) (string, error) {
-	desc := o.desc
-	desc.Attributes = keep(o.desc.Attributes)
-	desc.MediaDescriptions = nil
-	for i, md := range o.desc.MediaDescriptions {
-		section := *md
-		payloads := p.payloads(o, i)
-		section.MediaName.Formats = slices.DeleteFunc(slices.Clone(md.MediaName.Formats), func(f string) bool {
-			return !slices.Contains(payloads, f)
-		})
-		section.Attributes = slices.DeleteFunc(keep(md.Attributes), func(a sdp.Attribute) bool {
-			pt, _, _ := strings.Cut(a.Value, " ")
-			switch a.Key {
-			case "rtpmap", "fmtp":
-				return !slices.Contains(payloads, pt)
-			case "rtcp-fb":
-				return pt != "*" && !slices.Contains(payloads, pt)
-			case "candidate":
-				_, err := ice.UnmarshalCandidate(a.Value)
-				return err != nil
-			}
-			return false
-		})
-		direction := "inactive"
-		if i == o.video || (i == o.audio && !p.quiet) {
-			direction = "recvonly"
-		}
-		section.Attributes = append(section.Attributes, sdp.Attribute{Key: direction})
-		desc.MediaDescriptions = append(desc.MediaDescriptions, &section)
-	}
-	b, err := desc.Marshal()
-	if err != nil {
-		return "", badOffer("the offer cannot be read: %v", err)
-	}
-	return string(b), nil
-}
-
-// keep returns the attributes that matter to a session.
-func keep(attrs []sdp.Attribute) []sdp.Attribute {
-	return slices.DeleteFunc(slices.Clone(attrs), func(a sdp.Attribute) bool {
-		switch a.Key {
-		case "group", "mid", "bundle-only", "rtcp-mux", "rtcp-rsize", "setup", "fingerprint",
-			"ice-ufrag", "ice-pwd", "ice-options", "ice-lite", "candidate", "rtpmap", "fmtp", "rtcp-fb":
-			return false
-		}
-		return true
-	})
 }
 
 // sameSections tells whether another offer is of the same peer connection:

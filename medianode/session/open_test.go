@@ -7,6 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/pion/sdp/v3"
+
 	"fanlight/medianode/stream"
 	"fanlight/medianode/udp"
 )
@@ -15,19 +18,7 @@ import (
 // answered with. No section is rejected: that of a bundle's transport must not
 // be, and candidates are only in the first.
 func TestOpenAnswers(t *testing.T) {
-	conn, err := udp.Listen(netip.MustParseAddrPort("127.0.0.1:0"), udp.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := New(Config{UDP: conn})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	e := newTestEngine(t)
 	const on, off = "sendonly", "inactive"
 	withAudio := []stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90000}, {Kind: stream.Audio, Codec: "PCMA", ClockRate: 8000}}
 	bare := "a=rtpmap:102 H264/90000\r\na=fmtp:102 packetization-mode=1\r\n"
@@ -76,5 +67,64 @@ func TestOpenAnswers(t *testing.T) {
 				t.Errorf("the answer has packetization mode 0:\n%s", answer)
 			}
 		})
+	}
+}
+
+func newTestEngine(t *testing.T) *Engine {
+	t.Helper()
+	conn, err := udp.Listen(netip.MustParseAddrPort("127.0.0.1:0"), udp.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := New(Config{UDP: conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return e
+}
+
+// The answer has what is sent, as it was offered, and nothing else.
+func TestAnswerLines(t *testing.T) {
+	extra := "a=ssrc:1 cname:x\r\na=extmap:1 urn:ietf:params:rtp-hdrext:sdes:mid\r\na=simulcast:send 1\r\na=candidate:nonsense\r\n" +
+		"a=candidate:1 1 udp 1 127.0.0.1 5000 typ host\r\n"
+	offer := head + "a=extmap-allow-mixed\r\n" +
+		video("96 97 102 103 104", "a=sendrecv\r\n"+extra+vp8+h264+h264Zero) + audio("111 9", "a=recvonly\r\n"+opus+g722)
+	str := stream.New(stream.Config{})
+	if _, err := str.Publish([]stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90000}}); err != nil {
+		t.Fatal(err)
+	}
+	s, answer, err := newTestEngine(t).Open(t.Context(), OpenConfig{Stream: str, Offer: offer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var got sdp.SessionDescription
+	if err := got.UnmarshalString(answer); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, md := range got.MediaDescriptions {
+		lines = append(lines, md.MediaName.String())
+		for _, a := range md.Attributes {
+			switch a.Key {
+			case "ice-ufrag", "ice-pwd", "fingerprint", "ssrc", "ssrc-group", "msid", "candidate":
+			default:
+				lines = append(lines, a.String())
+			}
+		}
+	}
+	want := []string{
+		"video 9 UDP/TLS/RTP/SAVPF 102 103", "setup:passive", "mid:0", "rtcp-mux",
+		"rtpmap:102 H264/90000", "fmtp:102 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f",
+		"rtcp-fb:102 nack", "rtcp-fb:102 nack pli", "rtpmap:103 rtx/90000", "fmtp:103 apt=102", "sendonly", "end-of-candidates",
+		"audio 9 UDP/TLS/RTP/SAVPF 111", "setup:passive", "mid:1", "rtcp-mux", "rtpmap:111 opus/48000/2", "fmtp:111 minptime=10", "inactive",
+	}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

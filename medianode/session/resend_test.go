@@ -1,88 +1,77 @@
 package session
 
 import (
-	"encoding/binary"
-	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/pion/interceptor"
 	"github.com/pion/rtcp"
-	"github.com/pion/rtp"
 )
 
-// The budget is what is kept, then a quarter of what was sent and 50 packets a
-// second. What is sent for the first time is not charged.
+// The budget is what a viewer may have missed at once, then a quarter of what was
+// sent and 50 packets of 1,000 bytes a second.
 func TestResendBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var first rtp.Header
-		var sent, passed uint64
-		r := &resends{sent: func() uint64 { return sent }, original: func(h *rtp.Header) bool { return h == &first }}
-		w := r.BindLocalStream(&interceptor.StreamInfo{SSRC: 7}, interceptor.RTPWriterFunc(func(*rtp.Header, []byte, interceptor.Attributes) (int, error) {
-			passed++
-			return 1, nil
-		}))
-		var seq uint16
-		resend := func(what string, packets, want uint64) {
+		const size, roundTrip = 1000, 20 * time.Millisecond
+		var r resends
+		var sent, own uint64
+		began := time.Now()
+		resend := func(what string, packets, want int) {
 			t.Helper()
-			passed = 0
-			refused := r.refused.Load()
+			passed := 0
 			for range packets {
-				seq++
-				rtx := binary.BigEndian.AppendUint16(nil, seq)
-				if _, err := w.Write(&rtp.Header{SSRC: 8, SequenceNumber: 1}, rtx, nil); err != nil && !errors.Is(err, errOverBudget) {
-					t.Fatal(err)
+				own++
+				now := time.Now()
+				if r.pay(7, own, size, sent, now, now.Sub(began), roundTrip) {
+					passed++
 				}
 			}
-			if passed != want || r.refused.Load()-refused != packets-want {
-				t.Errorf("%s: %d of %d packets were sent again and %d refused, want %d", what, passed, packets, r.refused.Load()-refused, want)
+			if passed != want {
+				t.Errorf("%s: %d of %d packets were sent again, want %d", what, passed, packets, want)
 			}
 		}
-		resend("all that are kept", 600, 512)
+		resend("all at once", 600, resendBurst/size)
 		time.Sleep(time.Second)
 		resend("a second later", 100, 50)
-		sent += 400
+		sent += 400 * size
 		resend("a quarter of 400", 200, 100)
-		for range 1000 {
-			if _, err := w.Write(&first, nil, nil); err != nil {
-				t.Fatalf("for the first time: %v", err)
-			}
-		}
-		sent += 1_000_000
+		sent += 1_000_000 * size
 		time.Sleep(time.Hour)
-		resend("no more than are kept, ever", 600, 512)
+		resend("no more than that, ever", 600, resendBurst/size)
 		time.Sleep(2 * time.Second)
-		first600 := seq - 600
-		seq = first600 + 100
+		first := own
+		resend("two seconds later", 100, 100)
+		own = first
+		time.Sleep(2 * time.Second)
 		resend("again, with less than half the budget", 100, 0)
-		seq = first600 + 600
-		resend("others then", 50, 50)
-		time.Sleep(6 * time.Second)
-		seq = first600 + 200
-		resend("again, with more than half", 150, 95)
+		time.Sleep(10 * time.Second)
+		own = first
+		resend("again, with all of it", 10, 10)
+		own = first
+		time.Sleep(roundTrip)
+		resend("before anybody could have missed them", 10, 0)
+		own = first
+		time.Sleep(2 * resendPause)
+		resend("once more", 10, 10)
 	})
 }
 
-// One datagram's lists are cut where they are longer than what is kept.
-func TestResendShorten(t *testing.T) {
-	r := &resends{}
-	list := func(pairs int) *rtcp.TransportLayerNack {
-		nack := &rtcp.TransportLayerNack{}
+// One datagram's lists are cut where they ask for more than is looked for.
+func TestShorten(t *testing.T) {
+	list := func(pairs int) []rtcp.NackPair {
+		var out []rtcp.NackPair
 		for i := range pairs {
-			nack.Nacks = append(nack.Nacks, rtcp.NackPair{PacketID: uint16(20 * i), LostPackets: 0x1ff}) // 10 packets
+			out = append(out, rtcp.NackPair{PacketID: uint16(20 * i), LostPackets: 0x1ff}) // 10 packets
 		}
-		return nack
+		return out
 	}
-	first, second, third := list(30), list(40), list(1)
-	r.shorten([]rtcp.Packet{first, &rtcp.PictureLossIndication{}, second, third})
-	if len(first.Nacks) != 30 || len(second.Nacks) != 21 || len(third.Nacks) != 0 {
-		t.Errorf("%d, %d and %d pairs are left, want 30, 21 and none", len(first.Nacks), len(second.Nacks), len(third.Nacks))
-	}
-	if second.Nacks[20].PacketID != 400 {
-		t.Errorf("the last pair is of packet %d", second.Nacks[20].PacketID)
-	}
-	if r.asked.Load() != 710 || r.refused.Load() != 200 {
-		t.Errorf("%d packets were asked for and %d refused", r.asked.Load(), r.refused.Load())
+	left := maxNacked
+	for _, step := range []struct{ pairs, kept, refused int }{{30, 30, 0}, {40, 21, 190}, {1, 0, 10}} {
+		kept, rest, asked, refused := shorten(list(step.pairs), left)
+		if len(kept) != step.kept || asked != 10*step.pairs || refused != step.refused {
+			t.Errorf("of %d pairs %d are left, %d packets asked for and %d refused; want %d, %d, %d",
+				step.pairs, len(kept), asked, refused, step.kept, 10*step.pairs, step.refused)
+		}
+		left = rest
 	}
 }

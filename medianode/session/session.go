@@ -2,19 +2,17 @@ package session
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/pion/interceptor"
-	"github.com/pion/rtp"
-	"github.com/pion/webrtc/v4"
-
 	"fanlight/internal/fleet"
 	"fanlight/medianode/stream"
+	"fanlight/medianode/transport"
 )
 
 // OpenConfig is one viewer's session to be.
@@ -31,38 +29,38 @@ type OpenConfig struct {
 	// It should not block. nil: they are dropped.
 	OnCandidate func(Candidate)
 	// OnStatus takes what is seen of the camera: at Run's start, and whenever
-	// that changes. Run calls it, one call at a time; while it blocks no media is
-	// sent. nil: nobody is told.
+	// that changes. Run calls it, one call at a time. It should not block. nil:
+	// nobody is told.
 	OnStatus func(fleet.CameraStatus)
 	// Codecs orders the answer's audio codecs by RTP encoding name, best first.
 	// It excludes none: what is sent is the camera's codec.
 	Codecs []string
 }
 
-// Session is one viewer's peer connection. Run has one caller; the other
-// methods may be called from any goroutine.
+// Session is one viewer's session. Run has one caller; the other methods may be
+// called from any goroutine.
 type Session struct {
 	// Static after Open.
-	engine   *Engine
-	log      *slog.Logger
-	stream   *stream.Stream
-	cfg      OpenConfig
-	plan     *plan
-	pc       *webrtc.PeerConnection
-	video    *track
-	audio    *track // nil: the viewer gets none
-	changed  chan struct{}
-	closing  chan struct{} // closed by Close
-	gather   *gathering
-	feedback feedback
-	resends  *resends
+	engine    *Engine
+	log       *slog.Logger
+	stream    *stream.Stream
+	cfg       OpenConfig
+	plan      *plan
+	lanes     [2]lane        // by stream.Kind, as the viewer begins with
+	offered   []offeredCodec // of the video section
+	transport *transport.Transport
+	closing   chan struct{} // closed by Close
+	sdpID     uint64        // of the answers' o= (RFC 8866 §5.2)
 
-	subscription  atomic.Pointer[stream.Subscription]
-	connected     atomic.Bool
-	keyframeAsked time.Time // owned by the video's RTCP reader
+	feedback  feedback
+	counts    counts
+	connected atomic.Bool
+	viewer    atomic.Pointer[viewer] // once connected
+	outlet    atomic.Pointer[outlet] // once the shard has taken it
 
-	negotiating sync.Mutex // guards remote; held over calls of pion's that change descriptions; taken before mu
+	negotiating sync.Mutex // guards the next two; taken before mu
 	remote      *offer
+	sdpVersion  uint64
 
 	mu      sync.Mutex    // guards the rest
 	closed  bool          // closing is closed
@@ -70,119 +68,55 @@ type Session struct {
 	running chan struct{} // closed when Run has returned; nil before Run
 }
 
+// counts are what a session's shard has counted.
+type counts struct {
+	packets, bytes  atomic.Uint64
+	errors          atomic.Uint64
+	held, full      atomic.Uint64
+	resent, refused atomic.Uint64
+	missed          atomic.Uint64
+}
+
 // Stats are one session's figures.
 type Stats struct {
 	Connected        bool   // media can flow
 	Packets          uint64 // RTP packets sent, audio and video, without retransmissions
 	Bytes            uint64 // of their payload
-	WriteErrors      uint64 // packets that could not be sent
+	WriteErrors      uint64 // packets that could not be sealed
+	Held             uint64 // packets that were left out until the next keyframe
+	Full             uint64 // packets that had no room on the viewer's TCP connection
 	KeyframeRequests uint64 // PLI and FIR from the viewer
 	Nacked           uint64 // packets that the viewer asked for again
 	Resent           uint64 // packets that were sent again
 	NackRefused      uint64 // packets that were not sent again because the viewer asked for too many
+	NackMissed       uint64 // packets that were not sent again because they are no longer there
 	PacketsLost      uint32 // video packets that the viewer reported as lost
 }
 
 func newSession(e *Engine, cfg OpenConfig, o *offer, p *plan) *Session {
-	s := &Session{
-		engine: e, stream: cfg.Stream, cfg: cfg, plan: p, remote: o,
+	return &Session{
+		engine: e, stream: cfg.Stream, cfg: cfg, plan: p, remote: o, lanes: newLanes(o, p), offered: o.sections[o.video].codecs,
 		log:     e.log.With("session", string(cfg.ID), "camera", string(cfg.Camera)),
-		changed: make(chan struct{}, 1), closing: make(chan struct{}), gather: newGathering(cfg.Trickle),
+		closing: make(chan struct{}), sdpID: rand.Uint64() >> 2, sdpVersion: 1,
 	}
-	s.video = &track{
-		kind: stream.Video, streamID: string(cfg.Camera), bind: p.video.payloadType,
-		payloads: map[string]uint8{p.video.name: p.video.payloadType},
-	}
-	if !p.quiet && len(p.audio) > 0 {
-		s.audio = &track{kind: stream.Audio, streamID: string(cfg.Camera), bind: p.audio[p.first].payloadType, payloads: map[string]uint8{}}
-		for name, c := range p.audio {
-			s.audio.payloads[name] = c.payloadType
-		}
-	}
-	s.resends = &resends{sent: s.sent, original: s.original}
-	return s
 }
 
-// sent returns how many RTP packets were sent, without those sent again.
-func (s *Session) sent() uint64 {
-	var n uint64
-	for _, t := range s.tracks() {
-		n += t.packets.Load()
-	}
-	return n
-}
-
-// original tells whether a packet that pion writes is one of the pump's, whose
-// headers pion hands on: those it sends again have headers of its own.
-func (s *Session) original(h *rtp.Header) bool {
-	return h == &s.video.header || s.audio != nil && h == &s.audio.header
-}
-
-// connect makes the peer connection with its tracks.
+// connect begins to listen for the viewer.
 func (s *Session) connect() error {
-	engine, err := s.plan.mediaEngine()
+	t, err := s.engine.port.Open(transport.Config{Remote: s.remote.ice, Fingerprints: s.remote.fingerprints, OnRTCP: s.hearAll})
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", fleet.NodeStopping, err)
 	}
-	registry := new(interceptor.Registry)
-	registry.Add(s.resends) // before the responder
-	registry.Add(s.engine.responder)
-	api := webrtc.NewAPI(webrtc.WithSettingEngine(s.engine.settings), webrtc.WithMediaEngine(engine), webrtc.WithInterceptorRegistry(registry))
-	if s.pc, err = api.NewPeerConnection(webrtc.Configuration{}); err != nil {
-		return fmt.Errorf("make a peer connection: %w", err)
-	}
-	s.pc.OnConnectionStateChange(func(webrtc.PeerConnectionState) { signal(s.changed) })
-	s.pc.OnICECandidate(s.gather.found)
-	for _, t := range s.tracks() {
-		tr, err := s.pc.AddTransceiverFromTrack(t, webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionSendonly})
-		if err != nil {
-			return fmt.Errorf("add the %s track: %w", t.kind, err)
-		}
-		t.sender = tr.Sender()
+	s.transport = t
+	for _, addr := range s.remote.addresses {
+		t.AddCandidate(addr)
 	}
 	return nil
 }
 
-func (s *Session) tracks() []*track {
-	if s.audio == nil {
-		return []*track{s.video}
-	}
-	return []*track{s.video, s.audio}
-}
-
-// answer answers an offer; complete: with all candidates. Errors of pion's are
-// the offer's fault.
-func (s *Session) answer(ctx context.Context, o *offer, complete bool) (string, error) {
-	text, err := o.forPion(s.plan)
-	if err != nil {
-		return "", err
-	}
-	if err := s.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: text}); err != nil {
-		return "", badOffer("%s", clip(err.Error()))
-	}
-	answer, err := s.pc.CreateAnswer(nil)
-	if err != nil {
-		return "", badOffer("no answer can be made: %s", clip(err.Error()))
-	}
-	if err := s.pc.SetLocalDescription(answer); err != nil {
-		return "", badOffer("no answer can be made: %s", clip(err.Error()))
-	}
-	if !complete {
-		return answer.SDP, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, gatherTimeout)
-	defer cancel()
-	select {
-	case <-s.gather.complete:
-	case <-ctx.Done(): // what there is will do
-	}
-	return s.pc.LocalDescription().SDP, nil
-}
-
 // Restart answers an offer that restarts ICE (RFC 8445 §2.4): the same sections
-// and certificate, new ICE credentials. The answer has all candidates. Packets
-// sent until the new path is found are lost, for pion leaves the old one at
-// once; the viewer asks for them again (NACK). The error
+// and certificate, new ICE credentials. The answer has all candidates. Media
+// keeps its path until the viewer has found another. The error
 // is fleet.BadOffer, and the session is as before; or
 // fleet.PeerConnectionFailed, and the session is ending.
 func (s *Session) Restart(text string) (answer string, err error) {
@@ -198,13 +132,14 @@ func (s *Session) Restart(text string) (answer string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("restart ICE: %w", err)
 	}
-	s.gather.stop()
-	select {
-	case <-s.gather.complete: // of the answer before
-	default:
-	}
 	err = guard(func() error {
-		answer, err = s.answer(context.Background(), o, true)
+		if _, err = s.transport.Restart(o.ice); err != nil {
+			return err
+		}
+		for _, addr := range o.addresses {
+			s.transport.AddCandidate(addr)
+		}
+		answer, err = s.answerSDP(o, true)
 		return err
 	})
 	if err != nil {
@@ -222,9 +157,9 @@ func (o *offer) checkRestart(next *offer, p *plan) error {
 	switch {
 	case !o.sameSections(next):
 		return badOffer("its media sections are not the session's: offer from the same peer connection")
-	case o.fingerprints != next.fingerprints:
+	case !slices.Equal(o.fingerprints, next.fingerprints):
 		return badOffer("its certificate is not the session's: an ICE restart keeps the DTLS connection (RFC 8842 §4)")
-	case o.ufrag == next.ufrag:
+	case o.ice.Fragment == next.ice.Fragment:
 		return badOffer("its ice-ufrag is the session's: offer with restartIce()")
 	case o.video != next.video || o.audio != next.audio:
 		return badOffer("it receives in other sections than the session does")
@@ -238,7 +173,7 @@ func (o *offer) checkRestart(next *offer, p *plan) error {
 }
 
 // Run sends the camera's media to the viewer until ctx ends or the session is
-// closed (then it returns nil), the peer connection fails or the viewer leaves
+// closed (then it returns nil), the connection fails or the viewer leaves
 // (fleet.PeerConnectionFailed), the camera comes back with a codec that was not
 // negotiated (fleet.CodecUnsupported), or the stream is closed (its error). When
 // it returns the session is closed.
@@ -258,33 +193,9 @@ func (s *Session) Run(ctx context.Context) error {
 	defer s.Close()
 	defer close(done)
 
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	sub := s.stream.Subscribe(stream.SubscribeOptions{})
-	defer sub.Close()
-	s.subscription.Store(sub)
-
-	var wg sync.WaitGroup
-	for _, t := range s.tracks() {
-		wg.Go(func() { // ends with the peer connection
-			if err := guard(func() error { s.readRTCP(t); return nil }); err != nil {
-				s.log.Error("rtcp reader failed", "error", err)
-			}
-		})
-	}
-	results := make(chan error, 3)
-	for _, f := range []func(context.Context) error{s.watch, s.deliver, func(ctx context.Context) error { return s.pump(ctx, sub) }} {
-		wg.Go(func() { results <- guard(func() error { return f(ctx) }) })
-	}
-	var err error
-	select {
-	case err = <-results:
-	case <-ctx.Done():
-	case <-s.closing:
-	}
-	cancel()
+	err := guard(func() error { return s.watch(ctx) })
+	s.end()
 	s.hangUp()
-	wg.Wait()
 	if err == nil {
 		s.mu.Lock()
 		err = s.failure
@@ -296,150 +207,122 @@ func (s *Session) Run(ctx context.Context) error {
 	return nil
 }
 
-// watch follows the peer connection until it fails.
+// punchInterval is the time between checks of the addresses that a viewer named.
+const punchInterval = 50 * time.Millisecond
+
+// watch follows the camera and the connection until one of them ends.
 func (s *Session) watch(ctx context.Context) error {
-	deadline := time.NewTimer(s.engine.timeouts.Connect)
-	defer deadline.Stop()
+	if s.cfg.Trickle && s.cfg.OnCandidate != nil {
+		s.negotiating.Lock()
+		candidates := s.local()
+		s.negotiating.Unlock()
+		for _, c := range candidates {
+			s.cfg.OnCandidate(c)
+		}
+	}
+	camera := s.stream.Watch()
+	defer camera.Close()
+	connect := time.NewTimer(s.engine.timeouts.Connect)
+	defer connect.Stop()
+	silence := time.NewTimer(s.engine.timeouts.Silence)
+	defer silence.Stop()
+	punch := time.NewTimer(0)
+	defer punch.Stop()
 	for {
-		//nolint:exhaustive // in the other states there is nothing to do but wait
-		switch s.pc.ConnectionState() {
-		case webrtc.PeerConnectionStateConnected:
-			if !s.connected.Load() {
-				deadline.Stop()
-				if err := s.begin(); err != nil {
-					return err
-				}
+		select {
+		case <-camera.Changed():
+			status, err := camera.Status()
+			if err != nil {
+				return err
 			}
-		case webrtc.PeerConnectionStateFailed:
-			if s.pc.ICEConnectionState() == webrtc.ICEConnectionStateFailed {
+			if s.cfg.OnStatus != nil {
+				s.cfg.OnStatus(status)
+			}
+		case <-s.transport.Changed():
+			if err := s.moved(); err != nil {
+				return err
+			}
+			if s.connected.Load() {
+				connect.Stop()
+			} else {
+				punch.Reset(0)
+			}
+		case <-punch.C:
+			if s.transport.Punch(time.Now()) {
+				punch.Reset(punchInterval)
+			}
+		case <-connect.C:
+			return fmt.Errorf("%w: not connected within %v", fleet.PeerConnectionFailed, s.engine.timeouts.Connect)
+		case <-silence.C:
+			left := s.engine.timeouts.Silence - s.transport.Silence(time.Now())
+			if left <= 0 {
 				return fmt.Errorf("%w: no path to the viewer, or it fell silent", fleet.PeerConnectionFailed)
 			}
-			return fmt.Errorf("%w: the DTLS handshake failed", fleet.PeerConnectionFailed)
-		case webrtc.PeerConnectionStateClosed:
-			if s.isClosed() || ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("%w: the viewer closed it", fleet.PeerConnectionFailed)
-		}
-		select {
-		case <-s.changed:
-		case <-deadline.C:
-			return fmt.Errorf("%w: not connected within %v", fleet.PeerConnectionFailed, s.engine.timeouts.Connect)
+			silence.Reset(left)
+		case <-s.closing:
+			return nil
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// begin lets media flow. pion says it is connected a moment before SRTP is up,
-// and drops what is written meanwhile without a word; setting a deadline, here
-// none, waits for SRTP.
-func (s *Session) begin() error {
-	for _, t := range s.tracks() {
-		if err := t.sender.SetReadDeadline(time.Time{}); err != nil {
-			return fmt.Errorf("%w: start SRTP: %w", fleet.PeerConnectionFailed, err)
+// moved acts on what may have changed of the transport.
+func (s *Session) moved() error {
+	switch state, err := s.transport.State(); state {
+	case transport.Failed:
+		return fmt.Errorf("%w: %w", fleet.PeerConnectionFailed, err)
+	case transport.Closed:
+		if s.isClosed() {
+			return nil
 		}
-	}
-	s.connected.Store(true)
-	s.log.Debug("session connected")
-	if sub := s.subscription.Load(); sub != nil {
-		sub.RequestKeyframe()
+		return fmt.Errorf("%w: the viewer closed it", fleet.PeerConnectionFailed)
+	case transport.Connected:
+		if !s.connected.Load() {
+			return s.begin()
+		}
+	case transport.Connecting:
 	}
 	return nil
 }
 
-// deliver hands our candidates to the viewer.
-func (s *Session) deliver(ctx context.Context) error {
-	for {
-		for _, c := range s.gather.take() {
-			if s.cfg.OnCandidate != nil {
-				s.cfg.OnCandidate(c)
-			}
-		}
-		select {
-		case <-s.gather.wake:
-		case <-ctx.Done():
-			return nil
-		}
+// begin lets media flow.
+func (s *Session) begin() error {
+	c, err := newCryptor(s.transport.Keys())
+	if err != nil {
+		return fmt.Errorf("%w: %w", fleet.PeerConnectionFailed, err)
 	}
+	sh := s.engine.shard()
+	v := newViewer(s, sh, c)
+	s.viewer.Store(v)
+	s.connected.Store(true)
+	sh.admit(v)
+	s.log.Debug("session connected", "path", s.transport.Path().String())
+	return nil
 }
 
-// pump sends the stream's bursts, from the first keyframe after the peer
-// connection is connected.
-func (s *Session) pump(ctx context.Context, sub *stream.Subscription) error {
-	begun := false
-	var reported time.Time
-	for {
-		ev, err := sub.Next(ctx)
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil //nolint:nilerr // the end that was asked for
-			}
-			return err
-		}
-		switch ev := ev.(type) {
-		case stream.StatusChange:
-			if s.cfg.OnStatus != nil {
-				s.cfg.OnStatus(ev.Status)
-			}
-		case *stream.Burst:
-			if !begun {
-				begun = s.connected.Load() && (ev.Keyframe || trackOf(s.stream.Tracks(), stream.Video) == nil)
-			}
-			if !begun {
-				continue
-			}
-			t, err := s.send(ev)
-			if err != nil {
-				return err
-			}
-			if now := time.Now(); t != nil && now.Sub(reported) >= reportInterval {
-				reported = now
-				s.report(t, now)
-			}
-		}
-	}
-}
-
-// send writes a burst and flushes the socket. It returns the track, nil if the
-// burst was of none that the viewer takes.
-func (s *Session) send(b *stream.Burst) (*track, error) {
-	t := s.video
-	if b.Kind == stream.Audio {
-		t = s.audio
-	}
-	if t == nil {
-		return nil, nil
-	}
-	ok := t.write(b)
-	s.engine.conn.Flush()
-	switch {
-	case ok:
-		return t, nil
-	case b.Kind == stream.Audio:
-		return nil, nil // the picture goes on
-	}
-	s.negotiating.Lock()
-	defer s.negotiating.Unlock()
-	return nil, codecUnsupported(b.Codec, s.remote.sections[s.remote.video].codecs)
+// unsupported is the error of a camera that came back with a video codec that was
+// not negotiated.
+func (s *Session) unsupported(codec string) error {
+	return codecUnsupported(codec, s.offered)
 }
 
 // Stats returns the figures.
 func (s *Session) Stats() Stats {
-	st := Stats{
+	return Stats{
 		Connected:        s.connected.Load(),
-		Packets:          s.sent(),
+		Packets:          s.counts.packets.Load(),
+		Bytes:            s.counts.bytes.Load(),
+		WriteErrors:      s.counts.errors.Load(),
+		Held:             s.counts.held.Load(),
+		Full:             s.counts.full.Load(),
 		KeyframeRequests: s.feedback.keyframeRequests.Load(),
-		Nacked:           s.resends.asked.Load(),
-		Resent:           s.resends.resent.Load(),
-		NackRefused:      s.resends.refused.Load(),
+		Nacked:           s.feedback.nacked.Load(),
+		Resent:           s.counts.resent.Load(),
+		NackRefused:      s.counts.refused.Load(),
+		NackMissed:       s.counts.missed.Load(),
 		PacketsLost:      s.feedback.lost.Load(),
 	}
-	for _, t := range s.tracks() {
-		st.Bytes += t.bytes.Load()
-		st.WriteErrors += t.errors.Load()
-	}
-	return st
 }
 
 // add adds another session's counters.
@@ -451,6 +334,9 @@ func (s *Stats) add(o Stats) {
 	s.Nacked += o.Nacked
 	s.Resent += o.Resent
 	s.NackRefused += o.NackRefused
+	s.NackMissed += o.NackMissed
+	s.Held += o.Held
+	s.Full += o.Full
 }
 
 // Orphan takes the session out of those that Config.MaxSessions bounds, for its
@@ -498,13 +384,12 @@ func (s *Session) isClosed() bool {
 	return s.closed
 }
 
-// hangUp closes the peer connection and waits for pion's goroutines.
+// hangUp ends the output, and then the transport.
 func (s *Session) hangUp() {
-	if s.pc == nil {
-		return
+	if v := s.viewer.Swap(nil); v != nil {
+		v.shard.dismiss(v)
 	}
-	err := guard(s.pc.GracefulClose)
-	if err != nil && !errors.Is(err, context.Canceled) {
-		s.log.Debug("peer connection closed", "error", err)
+	if s.transport != nil {
+		s.transport.Close()
 	}
 }

@@ -3,6 +3,7 @@ package session_test
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -45,8 +46,8 @@ func TestOneViewer(t *testing.T) {
 	if !st.Connected || st.Packets < uint64(got.Video.Packets+got.Audio.Packets) || st.Bytes == 0 || st.WriteErrors != 0 {
 		t.Errorf("stats are %+v after %v", st, got)
 	}
-	if s := n.conn.Stats(); s.Flushes == 0 || s.Flushes > st.Packets {
-		t.Errorf("%d flushes for %d packets, want one a burst", s.Flushes, st.Packets)
+	if s := n.conn.Stats(); s.Batches == 0 || s.Batches > st.Packets/2 {
+		t.Errorf("%d batches for %d packets", s.Batches, st.Packets)
 	}
 	r.cancel()
 	if err := r.wait(t); err != nil {
@@ -123,8 +124,8 @@ func TestFiftyViewers(t *testing.T) {
 			t.Errorf("viewer %d: %v; session %+v; stream's drops %+v; socket %+v", i, got, sessions[i].Stats(), n.cam.stream.Stats().Drops, n.conn.Stats())
 		}
 	}
-	if got := n.cam.stream.Stats().Viewers; got != viewers {
-		t.Errorf("the stream has %d subscriptions, want %d", got, viewers)
+	if got := n.cam.stream.Stats().Subscriptions; got > runtime.GOMAXPROCS(0) {
+		t.Errorf("the stream has %d subscriptions, want one for each shard at most", got)
 	}
 }
 
@@ -405,7 +406,7 @@ func TestNoAudio(t *testing.T) {
 // A viewer that vanishes is given up; one that says goodbye ends at once.
 func TestViewerLeaves(t *testing.T) {
 	n := newNode(t, func(c *session.Config) {
-		c.Timeouts = session.Timeouts{Disconnected: time.Second, Failed: 2 * time.Second, Keepalive: 200 * time.Millisecond}
+		c.Timeouts.Silence = 2 * time.Second
 	})
 	n.cam.connect(h264Track())
 	n.cam.play(10*time.Millisecond, false)

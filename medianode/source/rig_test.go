@@ -166,11 +166,11 @@ func (r *rig) waitPicture(t *testing.T, keyframes int) {
 	sub := r.stream.Subscribe(stream.SubscribeOptions{})
 	defer sub.Close()
 	for keyframes > 0 {
-		event, err := sub.Next(ctx)
+		burst, err := sub.Next(ctx)
 		if err != nil {
 			t.Fatalf("no picture: %v", err)
 		}
-		if burst, ok := event.(*stream.Burst); ok && burst.Keyframe {
+		if burst.Keyframe {
 			keyframes--
 		}
 	}

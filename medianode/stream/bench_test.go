@@ -19,7 +19,7 @@ func BenchmarkWrite(b *testing.B) {
 			subs := subscribe(s, viewers)
 			benchmarkWrite(b, s, func() {
 				for _, sub := range subs {
-					for ev, _ := sub.take(); ev != nil; ev, _ = sub.take() {
+					for b, _ := sub.Poll(); b != nil; b, _ = sub.Poll() {
 						continue
 					}
 				}

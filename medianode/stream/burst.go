@@ -1,18 +1,6 @@
 package stream
 
-import (
-	"time"
-
-	"fanlight/internal/fleet"
-)
-
-// Event is what Subscription.Next returns: a *Burst or a StatusChange.
-type Event interface{ event() }
-
-// StatusChange says what is seen of the camera from now on.
-type StatusChange struct{ Status fleet.CameraStatus }
-
-func (StatusChange) event() {}
+import "time"
 
 // Burst is up to 16 consecutive packets of one access unit or audio frame,
 // ready to be sent back to back. It is shared by all subscriptions and must not
@@ -28,17 +16,16 @@ type Burst struct {
 	bytes    int       // of payload
 }
 
-func (*Burst) event() {}
-
 // Bytes returns how many bytes of RTP payload the burst has.
 func (b *Burst) Bytes() int { return b.bytes }
 
-// Packet is one RTP packet. Its SSRC and payload type are the session's.
+// Packet is one RTP packet. Its SSRC and payload type are the session's, and so
+// is its sequence number, for which Index is what it goes by.
 type Packet struct {
-	SequenceNumber uint16
-	Marker         bool
-	Timestamp      uint32
-	Payload        []byte // shared: must not be changed
+	Index     uint64 // counts up, with gaps where the camera lost packets; its low 16 bits begin anywhere
+	Timestamp uint32
+	Marker    bool
+	Payload   []byte // shared: must not be changed
 }
 
 // maxBurst is how many packets of an access unit leave together, so that a
@@ -52,16 +39,23 @@ type output struct {
 	kind         Kind
 	index        int // of the track
 	track        Track
-	seq          uint16 // of the next packet
+	next         uint64 // Index of the next packet
 	line         timeline
 	senderReport clockPoint // the camera's; zero: none
 
-	// The pending burst.
+	kept *retained // nil: nobody watches
+
+	// The pending burst. It is the end of slab, which is for many bursts: packets
+	// are not moved once they are handed out.
+	slab     []Packet
 	pending  []Packet
 	bytes    int
 	keyframe bool
 	gap      bool
 }
+
+// slabPackets is how many packets are allocated at once.
+const slabPackets = 256
 
 // clockPoint says that a timestamp was at a time.
 type clockPoint struct {
@@ -75,12 +69,24 @@ func (o *output) connect(index int, t Track) {
 	o.line.connect(t.ClockRate)
 }
 
-// append gives the packet its sequence number and adds it to the pending burst.
+// append gives the packet its index and adds it to the pending burst.
 func (o *output) append(p Packet) {
-	p.SequenceNumber = o.seq
-	o.seq++
+	p.Index = o.next
+	o.next++
+	if len(o.pending) == cap(o.pending) { // never within a burst of maxBurst
+		o.reserve()
+	}
 	o.pending = append(o.pending, p)
 	o.bytes += len(p.Payload)
+}
+
+// reserve gives the pending burst, of which nobody has been told, room for more.
+func (o *output) reserve() {
+	if len(o.slab) < maxBurst+len(o.pending) {
+		o.slab = make([]Packet, slabPackets)
+	}
+	n := copy(o.slab, o.pending)
+	o.pending = o.slab[:n:max(maxBurst, n+1)]
 }
 
 // take returns the pending burst, and begins the next.
@@ -88,9 +94,9 @@ func (o *output) take() *Burst {
 	b := &Burst{
 		Track: o.index, Kind: o.kind, Codec: o.track.Codec,
 		Keyframe: o.keyframe, Damaged: o.gap, Arrival: o.line.at,
-		Packets: o.pending, bytes: o.bytes,
+		Packets: o.pending[:len(o.pending):len(o.pending)], bytes: o.bytes,
 	}
-	o.pending = make([]Packet, 0, maxBurst)
+	o.slab, o.pending = o.slab[len(o.pending):], nil
 	o.bytes, o.keyframe, o.gap = 0, false, false
 	return b
 }

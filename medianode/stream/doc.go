@@ -1,9 +1,9 @@
 // Package stream holds one camera's live media in memory and fans it out.
 //
-// A source publishes its tracks and writes RTP packets in; each session
-// subscribes and takes bursts of packets out. Writing never blocks: a slow
+// A source publishes its tracks and writes RTP packets in; a subscription, for one
+// viewer or for many, takes bursts of packets out. Writing never blocks: a slow
 // subscription loses its oldest bursts and resumes at the next keyframe, and
-// every loss is counted by its reason.
+// every loss is counted by its reason. A watch is told what is seen of the camera.
 //
 // What leaves is normalized once for all viewers:
 //
@@ -29,6 +29,10 @@
 // a keyframe that begins, or by the first packet of the next access unit. There is no timer: what a camera
 // without marker bits sends leaves one frame later, and what a camera sent of
 // an access unit before it fell silent leaves with its next packet.
+//
+// Packets are immutable once they are handed out, and nobody copies a payload.
+// The latest are kept for viewers who missed them (Subscription.Retained), once
+// for all, while anybody subscribes.
 //
 // Packets that arrive late are dropped, for reordering is the source's part
 // (gortsplib has it for UDP); malformed ones are dropped and counted. B-frames

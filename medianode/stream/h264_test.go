@@ -258,7 +258,7 @@ func relative(ps []Packet) []outPacket {
 	for i, p := range ps {
 		o := outPacket{marker: p.Marker, payload: p.Payload}
 		if i > 0 {
-			o.gap = p.SequenceNumber - ps[i-1].SequenceNumber - 1
+			o.gap = uint16(p.Index - ps[i-1].Index - 1)
 			o.step = p.Timestamp - ps[i-1].Timestamp
 		}
 		out = append(out, o)
@@ -497,8 +497,8 @@ func checkBursts(bursts []*Burst) error {
 				return fmt.Errorf("access unit delimiter in burst %d", i)
 			case p.Timestamp != b.Packets[0].Timestamp:
 				return fmt.Errorf("burst %d has two timestamps", i)
-			case last != nil && p.SequenceNumber-last.SequenceNumber-1 > maxGap*255:
-				return fmt.Errorf("sequence number %d after %d", p.SequenceNumber, last.SequenceNumber)
+			case last != nil && p.Index-last.Index-1 > maxGap*255:
+				return fmt.Errorf("index %d after %d", p.Index, last.Index)
 			}
 			last = p
 		}

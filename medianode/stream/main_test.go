@@ -160,16 +160,14 @@ func drain(t testing.TB, sub *Subscription) []*Burst {
 	t.Helper()
 	var out []*Burst
 	for {
-		ev, err := sub.take()
+		b, err := sub.Poll()
 		if err != nil {
 			t.Fatal(err)
 		}
-		switch ev := ev.(type) {
-		case nil:
+		if b == nil {
 			return out
-		case *Burst:
-			out = append(out, ev)
 		}
+		out = append(out, b)
 	}
 }
 

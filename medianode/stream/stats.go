@@ -18,7 +18,7 @@ type Stats struct {
 	ConnectionPacketsLost int64 // the same since the last Publish
 	Discards              Discards
 	Drops                 Drops
-	Viewers               int // subscriptions
+	Subscriptions         int // those that take bursts
 
 	BitrateBPS       int64 // bits per second
 	PacketsPerSecond float64
@@ -38,11 +38,17 @@ type Discards struct {
 	UnsupportedFormat int64 // STAP-B, MTAP, FU-B: interleaved mode, which nobody negotiates
 }
 
-// Drops are packets that the stream did not give to subscriptions, one for each
-// subscription and packet.
+// Drops are packets that viewers were not sent, one for each viewer and packet.
 type Drops struct {
 	Overflow         int64 // the subscription's queue was full
-	AwaitingKeyframe int64 // the subscription could not start with them
+	AwaitingKeyframe int64 // the viewer could not start with them
+	NoRoom           int64 // the viewer's connection had no room for them
+}
+
+func (d *Drops) add(o Drops) {
+	d.Overflow += o.Overflow
+	d.AwaitingKeyframe += o.AwaitingKeyframe
+	d.NoRoom += o.NoRoom
 }
 
 // Stats returns the figures.
@@ -54,7 +60,7 @@ func (s *Stream) Stats() Stats {
 	st := Stats{
 		Packets: m.packets, Bytes: m.bytes, Frames: m.frames, Keyframes: m.keyframes, Undecodable: m.undecodable,
 		PacketsLost: m.lost, ConnectionPacketsLost: m.connectionLost,
-		Discards: m.discards, Drops: m.drops, Viewers: len(s.subs),
+		Discards: m.discards, Drops: m.drops, Subscriptions: len(s.subs),
 		Width: m.width, Height: m.height, KeyframeInterval: m.keyframeInterval,
 	}
 	sum, second := m.lastSecond(now)

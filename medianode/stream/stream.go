@@ -65,13 +65,14 @@ type Stream struct {
 	writer  *Writer // the latest; nil before the first
 	outputs [kinds]output
 	subs    []*Subscription // each knows its index
+	watches map[*Watch]struct{}
 	keys    keyframes
 	meter   meter
 }
 
 // New returns a stream without tracks, in state connecting.
 func New(cfg Config) *Stream {
-	s := &Stream{mtu: cfg.MTU, clock: cfg.Clock}
+	s := &Stream{mtu: cfg.MTU, clock: cfg.Clock, watches: make(map[*Watch]struct{})}
 	if s.mtu == 0 {
 		s.mtu = defaultMTU
 	}
@@ -80,7 +81,7 @@ func New(cfg Config) *Stream {
 		s.clock = time.Now
 	}
 	for k := range s.outputs {
-		s.outputs[k] = output{kind: Kind(k), seq: uint16(rand.Uint32())} // RFC 3550 §5.1: random
+		s.outputs[k] = output{kind: Kind(k), next: uint64(uint16(rand.Uint32()))} // RFC 3550 §5.1: random
 	}
 	return s
 }
@@ -171,9 +172,8 @@ func (s *Stream) Tracks() []Track {
 	return s.tracks
 }
 
-// SetStatus says what is seen of the camera. Subscriptions get a StatusChange
-// if what a viewer may know of it is different: state, reason, message, time of
-// the next attempt.
+// SetStatus says what is seen of the camera. Watches are told if what a viewer
+// may know of it is different: state, reason, message, time of the next attempt.
 func (s *Stream) SetStatus(status fleet.CameraStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -182,8 +182,8 @@ func (s *Stream) SetStatus(status fleet.CameraStatus) {
 	if old.State == status.State && old.Reason == status.Reason && old.Message == status.Message && old.RetryTime.Equal(status.RetryTime) {
 		return
 	}
-	for _, sub := range s.subs {
-		sub.setStatus(status)
+	for w := range s.watches {
+		signal(w.wake)
 	}
 }
 
@@ -194,9 +194,9 @@ func (s *Stream) Status() fleet.CameraStatus {
 	return s.status
 }
 
-// Close ends the stream. Next of every subscription, present and future,
-// returns err; io.EOF if it is nil. What is queued is dropped. Only the first
-// Close has an effect.
+// Close ends the stream. Next of every subscription, and Status of every watch,
+// present and future, returns err; io.EOF if it is nil. What is queued is dropped.
+// Only the first Close has an effect.
 func (s *Stream) Close(err error) {
 	if err == nil {
 		err = io.EOF
@@ -211,6 +211,9 @@ func (s *Stream) Close(err error) {
 	s.keys.published(nil)
 	for _, sub := range s.subs {
 		sub.end(err)
+	}
+	for w := range s.watches {
+		signal(w.wake)
 	}
 }
 

@@ -127,11 +127,11 @@ func TestReconnect(t *testing.T) {
 	if d := audio[1].Timestamp - audio[0].Timestamp; d != 10*8_000 {
 		t.Errorf("audio timestamps leap by %d", d)
 	}
-	if d := audio[1].SequenceNumber - audio[0].SequenceNumber; d != 1 {
+	if d := audio[1].Index - audio[0].Index; d != 1 {
 		t.Errorf("audio sequence leaps by %d", d)
 	}
 	// The picture that was cut off and the one before the keyframe are missing.
-	if d := video[2].SequenceNumber - video[1].SequenceNumber; d != 3 {
+	if d := video[2].Index - video[1].Index; d != 3 {
 		t.Errorf("video sequence leaps by %d", d)
 	}
 	if got := s.Stats().Drops; got != (Drops{AwaitingKeyframe: 1}) {
@@ -516,7 +516,7 @@ func TestConcurrent(t *testing.T) {
 	publishing.Wait()
 	s.Close(nil)
 	wg.Wait()
-	if got := s.Stats().Viewers; got != 0 {
+	if got := s.Stats().Subscriptions; got != 0 {
 		t.Errorf("%d viewers are left", got)
 	}
 }
@@ -525,22 +525,18 @@ func TestConcurrent(t *testing.T) {
 func follow(ctx context.Context, sub *Subscription, n int) error {
 	var last [kinds]*Packet
 	for range n {
-		ev, err := sub.Next(ctx)
+		b, err := sub.Next(ctx)
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, context.DeadlineExceeded):
 			return nil
 		case err != nil:
 			return err
 		}
-		b, ok := ev.(*Burst)
-		if !ok {
-			continue
-		}
 		sub.RequestKeyframe()
 		for i := range b.Packets {
 			p := &b.Packets[i]
-			if l := last[b.Kind]; l != nil && int16(p.SequenceNumber-l.SequenceNumber) <= 0 {
-				return fmt.Errorf("%s: sequence number %d after %d", b.Kind, p.SequenceNumber, l.SequenceNumber)
+			if l := last[b.Kind]; l != nil && p.Index <= l.Index {
+				return fmt.Errorf("%s: index %d after %d", b.Kind, p.Index, l.Index)
 			}
 			last[b.Kind] = p
 		}

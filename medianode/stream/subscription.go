@@ -5,14 +5,17 @@ import (
 	"fmt"
 	"io"
 	"sync"
-
-	"fanlight/internal/fleet"
 )
 
 // SubscribeOptions bounds a subscription's queue. The zero value is good.
 type SubscribeOptions struct {
 	QueueBursts int // 0: 512
 	QueueBytes  int // of payload; 0: 4 MiB
+
+	// Wake is called when there may be something for Poll after there was
+	// nothing, by whoever writes to the stream, with its lock held: it must not
+	// block, and call nothing of the stream. nil: nobody is told.
+	Wake func()
 }
 
 // The defaults hold a second of video at 32 Mbit/s, 500 packets a second with
@@ -22,29 +25,31 @@ const (
 	defaultQueueBytes  = 4 << 20
 )
 
-// Subscription is one session's end of a stream. Next has one caller at a time;
-// the other methods may be called from any goroutine.
+// Subscription is what takes a stream's bursts, for one viewer or for many. Next
+// and Poll have one caller at a time; the other methods may be called from any
+// goroutine.
 type Subscription struct {
 	// Static after Subscribe.
 	stream    *Stream
 	maxBursts int
 	maxBytes  int
-	wake      chan struct{} // holds a token while there may be something for Next; never closed
-	index     int           // guarded by stream.mu; -1: no longer in stream.subs
+	notify    func()
+	kept      [kinds]*retained // nil on a closed stream
+	wake      chan struct{}    // holds a token while there may be something for Next; never closed
+	index     int              // guarded by stream.mu; -1: no longer in stream.subs
 
 	mu      sync.Mutex // guards the rest; taken after stream.mu
 	queue   ring
 	bytes   int
-	status  *fleet.CameraStatus // not yet returned
-	held    bool                // video waits for a keyframe
-	mute    bool                // audio waits for the first keyframe
+	held    bool // video waits for a keyframe
+	mute    bool // audio waits for the first keyframe
 	ended   error
 	dropped Drops
+	viewers int // who share it: what it does not get is counted for each
 }
 
-// Subscribe adds a subscription. Its first event is a StatusChange with what is
-// seen of the camera now; its first burst is the next keyframe. Audio is held
-// until then, unless the tracks published have no video. On a closed stream,
+// Subscribe adds a subscription. Its first burst is the next keyframe. Audio is
+// held until then, unless the tracks published have no video. On a closed stream,
 // Next returns the error.
 //
 // The camera is not asked for a keyframe: a session that is not connected yet has
@@ -52,7 +57,7 @@ type Subscription struct {
 // when it has. That is what RequestKeyframe is for. When a subscription has to
 // wait again, after an overflow or for a new connection, the camera is asked.
 func (s *Stream) Subscribe(opt SubscribeOptions) *Subscription {
-	sub := &Subscription{stream: s, maxBursts: opt.QueueBursts, maxBytes: opt.QueueBytes, wake: make(chan struct{}, 1), index: -1}
+	sub := &Subscription{stream: s, maxBursts: opt.QueueBursts, maxBytes: opt.QueueBytes, notify: opt.Wake, wake: make(chan struct{}, 1), index: -1, viewers: 1}
 	if sub.maxBursts <= 0 {
 		sub.maxBursts = defaultQueueBursts
 	}
@@ -65,9 +70,14 @@ func (s *Stream) Subscribe(opt SubscribeOptions) *Subscription {
 		sub.end(s.closed)
 		return sub
 	}
+	for k := range s.outputs {
+		if s.outputs[k].kept == nil {
+			s.outputs[k].kept = newRetained(Kind(k))
+		}
+		sub.kept[k] = s.outputs[k].kept
+	}
 	sub.gate(len(s.tracks) == 0 || s.hasVideo())
 	sub.mute = sub.held
-	sub.setStatus(s.status)
 	sub.index = len(s.subs)
 	s.subs = append(s.subs, sub)
 	return sub
@@ -82,41 +92,55 @@ func (s *Stream) hasVideo() bool {
 	return false
 }
 
-// Next returns the next event: a StatusChange before bursts, bursts in order.
-// It blocks until there is one. The error is ctx's, the one that the stream was
-// closed with, or io.EOF after Close of the stream without one or of the
-// subscription.
-func (sub *Subscription) Next(ctx context.Context) (Event, error) {
+// Next returns the next burst. It blocks until there is one. The error is ctx's,
+// the one that the stream was closed with, or io.EOF after Close of the stream
+// without one or of the subscription.
+func (sub *Subscription) Next(ctx context.Context) (*Burst, error) {
 	for {
-		ev, err := sub.take()
-		if ev != nil || err != nil {
-			return ev, err
+		b, err := sub.Poll()
+		if b != nil || err != nil {
+			return b, err
 		}
 		select {
 		case <-sub.wake:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("next event: %w", context.Cause(ctx))
+			return nil, fmt.Errorf("next burst: %w", context.Cause(ctx))
 		}
 	}
 }
 
-// take returns what is there, or neither event nor error.
-func (sub *Subscription) take() (Event, error) {
+// Poll is Next without waiting: if there is nothing yet, it returns neither burst
+// nor error.
+func (sub *Subscription) Poll() (*Burst, error) {
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
 	switch {
 	case sub.ended != nil:
 		return nil, sub.ended
-	case sub.status != nil:
-		ev := StatusChange{Status: *sub.status}
-		sub.status = nil
-		return ev, nil
 	case sub.queue.len() > 0:
 		b := sub.queue.pop()
 		sub.bytes -= b.bytes
 		return b, nil
 	}
 	return nil, nil
+}
+
+// SetViewers says how many viewers share the subscription: what it does not get
+// is counted for each of them. It is one at first.
+func (sub *Subscription) SetViewers(n int) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	sub.viewers = n
+}
+
+// Drop counts packets that the subscription got and that a viewer was not sent.
+func (sub *Subscription) Drop(d Drops) {
+	sub.stream.mu.Lock()
+	defer sub.stream.mu.Unlock()
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	sub.dropped.add(d)
+	sub.stream.meter.drops.add(d)
 }
 
 // Dropped returns how many packets this subscription did not get, by reason.
@@ -139,6 +163,11 @@ func (sub *Subscription) Close() {
 		s.subs[last] = nil
 		s.subs = s.subs[:last]
 		sub.index = -1
+	}
+	if len(s.subs) == 0 {
+		for k := range s.outputs { // nobody will ask for what was sent
+			s.outputs[k].kept = nil
+		}
 	}
 	sub.end(io.EOF)
 }
@@ -210,8 +239,9 @@ func (sub *Subscription) hold() {
 // drop counts a burst that the subscription does not get, in its own counter
 // and in the stream's.
 func (sub *Subscription) drop(b *Burst, own, total *int64) {
-	*own += int64(len(b.Packets))
-	*total += int64(len(b.Packets))
+	n := int64(len(b.Packets) * sub.viewers)
+	*own += n
+	*total += n
 }
 
 // gate makes video wait for a keyframe. If there is no video at all, nothing
@@ -221,13 +251,6 @@ func (sub *Subscription) gate(video bool) {
 	defer sub.mu.Unlock()
 	sub.held = video
 	sub.mute = sub.mute && video
-}
-
-func (sub *Subscription) setStatus(status fleet.CameraStatus) {
-	sub.mu.Lock()
-	defer sub.mu.Unlock()
-	sub.status = &status
-	sub.signal()
 }
 
 func (sub *Subscription) end(err error) {
@@ -240,10 +263,11 @@ func (sub *Subscription) end(err error) {
 	sub.signal()
 }
 
+// signal says that there is something to take.
 func (sub *Subscription) signal() {
-	select {
-	case sub.wake <- struct{}{}:
-	default:
+	signal(sub.wake)
+	if sub.notify != nil {
+		sub.notify()
 	}
 }
 

@@ -129,13 +129,11 @@ func TestSlowSubscription(t *testing.T) {
 		read := func(sub *Subscription, pause time.Duration, got *[]*Burst) func() {
 			return func() {
 				for {
-					ev, err := sub.Next(t.Context())
+					b, err := sub.Next(t.Context())
 					if err != nil {
 						return
 					}
-					if b, ok := ev.(*Burst); ok {
-						*got = append(*got, b)
-					}
+					*got = append(*got, b)
 					time.Sleep(pause)
 				}
 			}
@@ -169,12 +167,12 @@ func TestSlowSubscription(t *testing.T) {
 		if len(slowGot) < 30 || drops.Overflow == 0 {
 			t.Errorf("the slow one got %d bursts and lost %+v", len(slowGot), drops)
 		}
-		next := slowGot[0].Packets[0].SequenceNumber
+		next := slowGot[0].Packets[0].Index
 		for i, b := range slowGot {
-			if b.Packets[0].SequenceNumber != next && !b.Keyframe {
+			if b.Packets[0].Index != next && !b.Keyframe {
 				t.Errorf("burst %d resumes between keyframes", i)
 			}
-			next = b.Packets[len(b.Packets)-1].SequenceNumber + 1
+			next = b.Packets[len(b.Packets)-1].Index + 1
 		}
 	})
 }
@@ -182,8 +180,6 @@ func TestSlowSubscription(t *testing.T) {
 func TestNext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		failed := fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonTimeout}
-		s.SetStatus(failed)
 		sub := s.Subscribe(SubscribeOptions{})
 		events := make(chan any)
 		go func() {
@@ -197,17 +193,6 @@ func TestNext(t *testing.T) {
 				events <- ev
 			}
 		}()
-		status := func(want fleet.CameraStatus) {
-			t.Helper()
-			if got := (<-events); !cmp.Equal(got, StatusChange{Status: want}) {
-				t.Errorf("event %v, want %v", got, want)
-			}
-		}
-		status(failed) // as it is at the start
-		live := fleet.CameraStatus{State: fleet.CameraLive}
-		s.SetStatus(live)
-		status(live)
-		s.SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Viewers: 3}) // nothing a viewer may know
 		cam := publish(t, s)
 		cam.unit(sps, pps, idr(20))
 		if b, ok := (<-events).(*Burst); !ok || !b.Keyframe || b.Codec != "H264" || b.Bytes() != 20+len(stap(sps, pps)) || b.Damaged {
@@ -236,9 +221,6 @@ func TestNextEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
 		sub := s.Subscribe(SubscribeOptions{})
-		if _, err := sub.Next(t.Context()); err != nil { // the status
-			t.Fatal(err)
-		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := sub.Next(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -255,6 +237,112 @@ func TestNextEnds(t *testing.T) {
 	})
 }
 
+// A watch is told of what a viewer may know, and of the end.
+func TestWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{})
+		failed := fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonTimeout}
+		s.SetStatus(failed)
+		w := s.Watch()
+		check := func(want fleet.CameraStatus) {
+			t.Helper()
+			<-w.Changed()
+			if got, err := w.Status(); err != nil || !cmp.Equal(got, want) {
+				t.Errorf("status %v, %v, want %v", got, err, want)
+			}
+		}
+		check(failed) // as it is at the start
+		live := fleet.CameraStatus{State: fleet.CameraLive}
+		s.SetStatus(live)
+		check(live)
+		s.SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Viewers: 3}) // nothing a viewer may know
+		select {
+		case <-w.Changed():
+			t.Error("told of what it may not know")
+		default:
+		}
+		s.Close(fleet.CameraMoved)
+		<-w.Changed()
+		if _, err := w.Status(); !errors.Is(err, fleet.CameraMoved) {
+			t.Errorf("error %v", err)
+		}
+		w.Close()
+		w.Close()
+		late := s.Watch()
+		<-late.Changed()
+		if _, err := late.Status(); !errors.Is(err, fleet.CameraMoved) {
+			t.Errorf("error %v of a watch of a closed stream", err)
+		}
+	})
+}
+
+// What was handed out lately can be had again, whoever missed it, while somebody
+// watches.
+func TestRetained(t *testing.T) {
+	s := New(Config{})
+	cam := publish(t, s, videoTrack, audioTrack)
+	cam.unit(sps, pps, idr(20)) // nobody watches
+	sub, other := s.Subscribe(SubscribeOptions{}), s.Subscribe(SubscribeOptions{})
+	const frames = 2 * retainedVideo
+	for i := range frames {
+		if i%25 == 0 {
+			cam.unit(sps, pps, idr(20))
+		} else {
+			cam.unit(inter(20 + i%100))
+		}
+		cam.packet(1, false, []byte{byte(i)})
+	}
+	bursts := drain(t, sub)
+	last := map[Kind]*Packet{}
+	for _, b := range bursts {
+		last[b.Kind] = &b.Packets[len(b.Packets)-1]
+	}
+	for kind, p := range last {
+		for _, back := range []int{0, 1, RetainedPackets(kind) - 1} {
+			if got := other.Retained(kind, p.Index-uint64(back)); got == nil || got.Index != p.Index-uint64(back) {
+				t.Errorf("%s: the packet %d back is %v", kind, back, got)
+			}
+		}
+		for _, index := range []uint64{p.Index - uint64(RetainedPackets(kind)), p.Index + 1, 0} {
+			if got := other.Retained(kind, index); got != nil {
+				t.Errorf("%s: index %d is kept, %d is the latest", kind, index, p.Index)
+			}
+		}
+		if got := other.Retained(kind, p.Index); got != p {
+			t.Errorf("%s: the packet was copied", kind)
+		}
+	}
+	if got := other.Retained(kinds, 0); got != nil {
+		t.Error("there is a packet of no kind")
+	}
+	index := last[Video].Index
+	sub.Close()
+	other.Close()
+	if got := s.Subscribe(SubscribeOptions{}).Retained(Video, index); got != nil {
+		t.Error("packets are kept that nobody could have missed")
+	}
+}
+
+// A subscription that many viewers share is told when there is something to take.
+func TestPoll(t *testing.T) {
+	s := New(Config{})
+	woken := 0
+	sub := s.Subscribe(SubscribeOptions{Wake: func() { woken++ }})
+	if b, err := sub.Poll(); b != nil || err != nil {
+		t.Errorf("a burst %v, %v of nothing", b, err)
+	}
+	cam := publish(t, s)
+	cam.unit(sps, pps, idr(20))
+	if b, err := sub.Poll(); b == nil || err != nil || woken == 0 {
+		t.Errorf("no burst: %v, woken %d times", err, woken)
+	}
+	woken = 0
+	s.Close(nil)
+	if _, err := sub.Poll(); !errors.Is(err, io.EOF) || woken == 0 {
+		t.Errorf("after the end: %v, woken %d times", err, woken)
+	}
+}
+
 func TestClosedSubscriptionsGetNothing(t *testing.T) {
 	s := New(Config{})
 	var subs []*Subscription
@@ -269,7 +357,7 @@ func TestClosedSubscriptionsGetNothing(t *testing.T) {
 	if got := drain(t, subs[2]); len(got) != 4 {
 		t.Errorf("%d bursts, want 4", len(got))
 	}
-	if got := s.Stats().Viewers; got != 1 {
+	if got := s.Stats().Subscriptions; got != 1 {
 		t.Errorf("%d viewers, want 1", got)
 	}
 	subs[2].Close()

@@ -104,7 +104,7 @@ func (in *input) write(now time.Time, pkt *rtp.Packet) {
 	m.lost += lost
 	m.connectionLost += lost
 	out := in.out
-	out.seq += gap
+	out.next += uint64(gap)
 	if len(pkt.Payload) == 0 {
 		m.discards.Malformed++
 		return
@@ -151,6 +151,7 @@ func (s *Stream) flush(out *output) {
 		return
 	}
 	b := out.take()
+	out.kept.put(b)
 	for _, sub := range s.subs {
 		sub.push(b)
 	}

@@ -1,18 +1,21 @@
 // Package udp is the one UDP socket that all media of a node goes through.
 //
-// A Conn is the net.PacketConn under pion's ICE UDP mux, which tells the
-// sessions apart by address and ICE user name fragment. It reads and writes
-// netip.AddrPort values (ice.AddrPortReaderWriter), so that no packet allocates
-// an address, and it counts what passes.
+// What is read is given to one function, datagram by datagram (Serve). What is
+// written leaves at once (WriteToAddrPort), or is gathered in a Batch, which has
+// one owner: a goroutine that sends media has its own, and they send through the
+// socket at the same time without a lock between them.
 //
-// Whoever writes a burst of packets calls Flush after it. Today every write is
-// a system call of its own and leaves at once; Flush is the place where a batch
-// is sent once writes of media are gathered into one (sendmmsg with
-// segmentation offload), and callers need not change then.
+// On Linux (amd64, arm64) a Batch sends all it has with one system call
+// (sendmmsg), and consecutive datagrams of one size to one peer as a single
+// message that the kernel or the network card cuts (UDP_SEGMENT): a frame of ten
+// packets is one walk through the network stack instead of ten. Where the kernel
+// lacks segmentation, each datagram is a message; where a path refuses it, as one
+// through a device without checksums does, that is noticed, the datagrams go one
+// by one, and after three such refusals the socket does without. Other systems
+// write each datagram by itself. Segmentation says how it is.
 //
-// The mux gives up for good when a read fails, so a Conn returns an error from
-// a read only after Close, and for a deadline; what else the system reports is
-// counted and the read goes on.
+// Nothing waits on the way out: when the socket has no room for 2 ms, what does
+// not fit is dropped and counted.
 //
 // The package knows neither ICE nor RTP.
 package udp
@@ -22,7 +25,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +35,15 @@ import (
 // (net.core.rmem_max and wmem_max on Linux).
 const bufferSize = 4 << 20
 
+// maxDatagram is how many bytes of a datagram are read; what is longer is cut.
+const maxDatagram = 2048
+
+// PacketRoom is how many bytes a Batch has room for in one datagram.
+const PacketRoom = 1600
+
+// patience is how long a Batch waits, in all, for room in the socket's buffer.
+const patience = 2 * time.Millisecond
+
 // readPause is how long a read waits after the system reported an error that
 // is not the socket's end, so that a lasting error is no busy loop.
 const readPause = 5 * time.Millisecond
@@ -41,6 +52,8 @@ const readPause = 5 * time.Millisecond
 type Config struct {
 	ReadBuffer  int // bytes asked of the system; 0: 4 MiB
 	WriteBuffer int // bytes asked of the system; 0: 4 MiB
+
+	NoSegmentation bool // never let the kernel cut datagrams
 }
 
 // Conn is a UDP socket that many sessions share. All methods may be called
@@ -51,13 +64,19 @@ type Conn struct {
 	writer *writer
 	addr   netip.AddrPort
 
+	v6     bool // the socket's family
+	how    string
+	closed chan struct{} // closed by Close
+
+	segment  atomic.Bool // let the kernel cut
+	refusals atomic.Int32
+
 	closeOnce sync.Once
 	closeErr  error
-	closed    chan struct{} // closed by Close
 
 	packetsIn, bytesIn, readErrors    atomic.Uint64
 	packetsOut, bytesOut, writeErrors atomic.Uint64
-	flushes                           atomic.Uint64
+	dropped, batches, messages        atomic.Uint64
 }
 
 // Stats are a socket's counters since Listen.
@@ -68,7 +87,9 @@ type Stats struct {
 	PacketsOut  uint64 // datagrams sent
 	BytesOut    uint64 // their bytes, without UDP and IP headers
 	WriteErrors uint64 // datagrams that the system refused
-	Flushes     uint64 // calls of Flush
+	Dropped     uint64 // datagrams that the socket had no room for
+	Batches     uint64 // system calls that sent batches
+	Messages    uint64 // messages in them, of one datagram or more
 }
 
 // Listen opens a socket on addr. Port 0 takes a free one. An unspecified IPv4
@@ -106,7 +127,9 @@ func Listen(addr netip.AddrPort, cfg Config) (*Conn, error) {
 		_ = u.Close()
 		return nil, fmt.Errorf("listen for media over udp on %v: %w", addr, err)
 	}
-	return &Conn{udp: u, writer: w, addr: netip.AddrPortFrom(bound.Addr().Unmap(), bound.Port()), closed: make(chan struct{})}, nil
+	c := &Conn{udp: u, writer: w, v6: network != "udp4", addr: netip.AddrPortFrom(bound.Addr().Unmap(), bound.Port()), closed: make(chan struct{})}
+	c.prepare(cfg)
+	return c, nil
 }
 
 func setBuffers(u *net.UDPConn, cfg Config) error {
@@ -116,45 +139,57 @@ func setBuffers(u *net.UDPConn, cfg Config) error {
 	if cfg.WriteBuffer == 0 {
 		cfg.WriteBuffer = bufferSize
 	}
-	return errors.Join(u.SetReadBuffer(cfg.ReadBuffer), u.SetWriteBuffer(cfg.WriteBuffer))
+	err := errors.Join(u.SetReadBuffer(cfg.ReadBuffer), u.SetWriteBuffer(cfg.WriteBuffer))
+	force(u, cfg.ReadBuffer, cfg.WriteBuffer)
+	return err
 }
 
 // AddrPort returns the address that the socket is bound to, with the port that
 // was chosen. Its IP address is unspecified if that is what Listen was given.
 func (c *Conn) AddrPort() netip.AddrPort { return c.addr }
 
-// LocalAddr returns the same as a *net.UDPAddr, as pion's mux demands.
-func (c *Conn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(c.addr) }
+// Segmentation says how a Batch sends, for the log.
+func (c *Conn) Segmentation() string { return c.how }
 
 // Stats returns the counters.
 func (c *Conn) Stats() Stats {
 	return Stats{
 		PacketsIn: c.packetsIn.Load(), BytesIn: c.bytesIn.Load(), ReadErrors: c.readErrors.Load(),
 		PacketsOut: c.packetsOut.Load(), BytesOut: c.bytesOut.Load(), WriteErrors: c.writeErrors.Load(),
-		Flushes: c.flushes.Load(),
+		Dropped: c.dropped.Load(), Batches: c.batches.Load(), Messages: c.messages.Load(),
 	}
 }
 
-// ReadFromAddrPort reads one datagram into b. A longer one is cut. The error is
-// net.ErrClosed after Close, or a deadline's.
-func (c *Conn) ReadFromAddrPort(b []byte) (int, netip.AddrPort, error) {
+// Serve reads until Close and gives each datagram to handle, one at a time, in
+// the calling goroutine. b is valid during the call only. What the system reports
+// otherwise is counted, and the reading goes on after a pause. It returns nil
+// after Close, and has one caller.
+func (c *Conn) Serve(handle func(b []byte, from netip.AddrPort)) error {
+	r, err := c.newReader()
+	if err != nil {
+		return fmt.Errorf("read media over udp: %w", err)
+	}
 	for {
-		n, from, err := c.udp.ReadFromUDPAddrPort(b)
-		if err == nil {
-			c.packetsIn.Add(1)
-			c.bytesIn.Add(uint64(n))
-			return n, from, nil
-		}
-		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
-			return 0, netip.AddrPort{}, err
+		err := r.read(handle)
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, net.ErrClosed):
+			return nil
 		}
 		c.readErrors.Add(1)
 		select {
 		case <-c.closed:
-			return 0, netip.AddrPort{}, net.ErrClosed
+			return nil
 		case <-time.After(readPause):
 		}
 	}
+}
+
+// received counts a datagram.
+func (c *Conn) received(bytes int) {
+	c.packetsIn.Add(1)
+	c.bytesIn.Add(uint64(bytes))
 }
 
 // WriteToAddrPort sends one datagram. The socket does not keep b. An error is
@@ -173,41 +208,7 @@ func (c *Conn) WriteToAddrPort(b []byte, to netip.AddrPort) (int, error) {
 	return len(b), nil
 }
 
-// ReadFrom is ReadFromAddrPort for callers who need a net.PacketConn. It
-// allocates an address for each datagram.
-func (c *Conn) ReadFrom(b []byte) (int, net.Addr, error) {
-	n, from, err := c.ReadFromAddrPort(b)
-	if err != nil {
-		return n, nil, err
-	}
-	return n, net.UDPAddrFromAddrPort(from), nil
-}
-
-// WriteTo is WriteToAddrPort for callers who need a net.PacketConn. The
-// address must be a *net.UDPAddr.
-func (c *Conn) WriteTo(b []byte, to net.Addr) (int, error) {
-	u, ok := to.(*net.UDPAddr)
-	if !ok {
-		c.writeErrors.Add(1)
-		return 0, fmt.Errorf("write to %T over udp: %w", to, net.InvalidAddrError("not a UDP address"))
-	}
-	return c.WriteToAddrPort(b, u.AddrPort())
-}
-
-// Flush sends what earlier writes have left in the socket's batch. There is no
-// batch yet, so there is never anything left; see the package comment.
-func (c *Conn) Flush() { c.flushes.Add(1) }
-
-// SetDeadline sets both deadlines of the shared socket.
-func (c *Conn) SetDeadline(t time.Time) error { return c.udp.SetDeadline(t) }
-
-// SetReadDeadline sets the deadline of reads.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.udp.SetReadDeadline(t) }
-
-// SetWriteDeadline sets the deadline of writes.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.udp.SetWriteDeadline(t) }
-
-// Close closes the socket; reads and writes that wait return net.ErrClosed. A
+// Close closes the socket: Serve returns, and writes fail with net.ErrClosed. A
 // second call does nothing and returns the same.
 func (c *Conn) Close() error {
 	c.closeOnce.Do(func() {

@@ -1,4 +1,4 @@
-package session
+package transport
 
 import (
 	"encoding/binary"
@@ -11,22 +11,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/pion/ice/v4"
 )
 
 // ICE-TCP (RFC 6544): the viewer dials, for networks that let no UDP through.
 
 const (
-	// tcpBuffer bounds what waits for one viewer's TCP connection, in bytes:
-	// 2 s of 2 Mbit/s. What does not fit is dropped, and the viewer asks for a
-	// keyframe.
-	tcpBuffer = 512 << 10
-	// tcpHello is how long a new connection may take for its first STUN message.
-	tcpHello = 5 * time.Second
-	// tcpStray is how long a connection of an unknown user name fragment lives. A
-	// viewer learns the fragment when its session is already there.
-	tcpStray = time.Second
 	// tcpAnswer is how long a connection lives that no session has answered.
 	// Sessions answer a viewer's first check.
 	tcpAnswer = 5 * time.Second
@@ -36,8 +25,6 @@ const (
 	// tcpFragment bounds the connections of one session. A viewer opens one from
 	// each of its interfaces to each of the node's addresses.
 	tcpFragment = 8
-	// tcpQueue is how many packets from a viewer wait to be read.
-	tcpQueue = 16
 	// acceptPause is the pause after an error of accept, as too many open files.
 	acceptPause = 50 * time.Millisecond
 )
@@ -50,9 +37,8 @@ type tcpLimits struct {
 	answer   time.Duration // that a session has to answer
 }
 
-// tcpListener is the listener under pion's TCP mux. Unlike a plain one it
-// survives errors of accept, bounds the connections, and closes them all at its
-// end, for pion waits for each.
+// tcpListener accepts viewers' connections. Unlike a plain one it survives errors
+// of accept, bounds the connections, and closes them all at its end.
 //
 // A connection costs nothing to open, so what counts is whether a session has
 // answered: it answers only checks with its password (RFC 8445 §7.3), and none of
@@ -131,7 +117,7 @@ func (l *tcpListener) claim(c *tcpConn, fragment string) bool {
 		return false
 	}
 	if fragment == "" {
-		return true // pion closes it
+		return true // the port closes it
 	}
 	if l.fragments[fragment] >= l.limits.fragment {
 		l.refused.Add(1)
@@ -211,37 +197,35 @@ func (l *tcpListener) Close() error {
 	return l.Listener.Close()
 }
 
-// errTooMany is what pion reads from a connection that its session does not get.
+// errTooMany is what is read from a connection that its session does not get.
 var errTooMany = errors.New("too many connections for one session")
 
-// tcpConn is one viewer's connection. It says it is at one and the same local
-// address of its IP version, whichever it came to: pion finds the session by
-// that and the user name fragment.
+// tcpConn is one viewer's connection.
 type tcpConn struct {
 	net.Conn
 	listener *tcpListener
 	from     netip.Prefix
 	deadline *time.Timer // closes it, unless it is answered
 
-	// Owned by pion's reader.
+	// Owned by the reader.
 	hello   []byte // of the first message, so far
 	claimed bool   // the first message is complete
 
-	answered atomic.Bool // pion has written
+	answered atomic.Bool // something was written
 
 	// Guarded by listener.mu.
 	fragment string // "": none has been claimed
 	settled  bool   // the listener knows that it was answered
 }
 
-// Read reads for pion, which gets the first message only if the session that it
-// names may have one more connection.
+// Read reads. The first message is only given out if the session that it names
+// may have one more connection.
 func (c *tcpConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if c.claimed || n <= 0 {
 		return n, err
 	}
-	c.hello = append(c.hello, b[:n]...) // at most what pion reads of a message: 514 bytes
+	c.hello = append(c.hello, b[:n]...) // at most maxFrame
 	fragment, complete := fragmentOf(c.hello)
 	if !complete {
 		return n, err
@@ -253,8 +237,8 @@ func (c *tcpConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Write writes for pion. It writes to a viewer that has passed a check of its
-// session, and to nobody before.
+// Write writes to a viewer that has passed a check of its session; nothing is
+// written to anybody before.
 func (c *tcpConn) Write(b []byte) (int, error) {
 	if !c.answered.Swap(true) {
 		c.listener.answer(c)
@@ -295,47 +279,7 @@ func fragmentOf(b []byte) (fragment string, complete bool) {
 	return "", true
 }
 
-func (c *tcpConn) LocalAddr() net.Addr {
-	a, ok := c.Conn.LocalAddr().(*net.TCPAddr)
-	if !ok {
-		return c.Conn.LocalAddr() // which pion refuses
-	}
-	return &net.TCPAddr{IP: anyAddress(a.IP.To4() == nil), Port: a.Port}
-}
-
 func (c *tcpConn) Close() error {
 	c.listener.remove(c)
 	return c.Conn.Close()
 }
-
-func anyAddress(v6 bool) net.IP {
-	if v6 {
-		return net.IPv6unspecified
-	}
-	return net.IPv4zero
-}
-
-// tcpMux hides from pion which of the machine's addresses a candidate is for.
-type tcpMux struct{ mux *ice.TCPMuxDefault }
-
-func newTCPMux(l *tcpListener, log pionLog) *tcpMux {
-	return &tcpMux{ice.NewTCPMuxDefault(ice.TCPMuxParams{
-		Listener:                     l,
-		Logger:                       log.NewLogger("tcpmux"),
-		ReadBufferSize:               tcpQueue,
-		WriteBufferSize:              tcpBuffer,
-		FirstStunBindTimeout:         tcpHello,
-		AliveDurationForConnFromStun: tcpStray,
-	})}
-}
-
-// GetConnByUfrag returns a session's end of the listener.
-func (m *tcpMux) GetConnByUfrag(ufrag string, isIPv6 bool, _ net.IP) (net.PacketConn, error) {
-	return m.mux.GetConnByUfrag(ufrag, isIPv6, anyAddress(isIPv6))
-}
-
-// RemoveConnByUfrag ends a session's connections.
-func (m *tcpMux) RemoveConnByUfrag(ufrag string) { m.mux.RemoveConnByUfrag(ufrag) }
-
-// Close ends all connections and waits for pion's goroutines.
-func (m *tcpMux) Close() error { return m.mux.Close() }

@@ -1,4 +1,4 @@
-package session
+package transport
 
 import (
 	"encoding/binary"
@@ -62,14 +62,6 @@ func TestTCPListener(t *testing.T) {
 	if err != nil {
 		t.Fatalf("accept after errors: %v", err)
 	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, want := a.LocalAddr().String(), net.JoinHostPort("0.0.0.0", port); got != want {
-		t.Errorf("the connection says it is at %s, want %s", got, want)
-	}
-
 	second, accepted := dial(t, l), make(chan net.Conn)
 	go func() {
 		c, _ := l.Accept()
@@ -235,25 +227,5 @@ func TestSenderOf(t *testing.T) {
 		if got := senderOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))); got.String() != want {
 			t.Errorf("%s: %v, want %s", addr, got, want)
 		}
-	}
-}
-
-// The mux ends at once though a connection has not said a word.
-func TestTCPMuxCloses(t *testing.T) {
-	l := newTCPListener(listenTCP(t), tcpLimits{conns: 10, waiting: 10, fragment: 10, answer: time.Minute})
-	m := newTCPMux(l, pionLog{discard})
-	silent := dial(t, l)
-	if _, err := silent.Write([]byte{0}); err != nil {
-		t.Fatal(err)
-	}
-	begun := time.Now()
-	if err := m.Close(); err != nil {
-		t.Error(err)
-	}
-	if took := time.Since(begun); took > tcpHello/2 {
-		t.Errorf("Close took %v", took)
-	}
-	if !ended(silent) {
-		t.Error("the connection is still open")
 	}
 }

@@ -1,0 +1,188 @@
+package session
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pion/sdp/v3"
+
+	"fanlight/medianode/stream"
+)
+
+// answerSDP is the answer to an offer (RFC 3264 §6, RFC 9429 §5.3.1): its
+// sections in their order, those that are sent in sendonly, the others inactive.
+// Everything is bundled on one transport (RFC 8843), with RTCP on the same port
+// (RFC 5761). complete: with our candidates.
+func (s *Session) answerSDP(o *offer, complete bool) (string, error) {
+	desc := sdp.SessionDescription{
+		Origin:           sdp.Origin{Username: "-", SessionID: s.sdpID, SessionVersion: s.sdpVersion, NetworkType: "IN", AddressType: "IP4", UnicastAddress: "127.0.0.1"},
+		SessionName:      "-",
+		TimeDescriptions: []sdp.TimeDescription{{}},
+	}
+	s.sdpVersion++
+	if len(o.bundled) > 0 {
+		desc.Attributes = append(desc.Attributes, sdp.NewAttribute("group", "BUNDLE "+strings.Join(o.mids(), " ")))
+	}
+	desc.Attributes = append(desc.Attributes, sdp.NewAttribute("msid-semantic", " WMS "+string(s.cfg.Camera)))
+	for i := range o.sections {
+		desc.MediaDescriptions = append(desc.MediaDescriptions, s.answerSection(o, i, complete))
+	}
+	b, err := desc.Marshal()
+	if err != nil {
+		return "", fmt.Errorf("write the answer: %w", err)
+	}
+	return string(b), nil
+}
+
+// mids returns the offer's sections' names.
+func (o *offer) mids() []string {
+	var out []string
+	for _, s := range o.sections {
+		out = append(out, s.mid)
+	}
+	return out
+}
+
+// bundle returns the section that stands for the one transport: the first.
+func (o *offer) bundle() string { return o.sections[0].mid }
+
+func (s *Session) answerSection(o *offer, index int, complete bool) *sdp.MediaDescription {
+	section := &o.sections[index]
+	offered := o.desc.MediaDescriptions[index]
+	md := &sdp.MediaDescription{
+		MediaName: sdp.MediaName{
+			Media: section.kind, Port: sdp.RangedPort{Value: 9}, // discard: the candidates say where
+			Protos: offered.MediaName.Protos,
+		},
+		ConnectionInformation: &sdp.ConnectionInformation{NetworkType: "IN", AddressType: "IP4", Address: &sdp.Address{Address: "0.0.0.0"}},
+	}
+	add := func(key string, value ...string) {
+		md.Attributes = append(md.Attributes, sdp.Attribute{Key: key, Value: strings.Join(value, " ")})
+	}
+	local := s.transport.Local()
+	add("setup", "passive")
+	add("mid", section.mid)
+	add("ice-ufrag", local.Fragment)
+	add("ice-pwd", local.Password)
+	if !complete {
+		add("ice-options", "trickle")
+	}
+	add("fingerprint", s.engine.port.Fingerprint())
+	add("rtcp-mux")
+	if _, ok := offered.Attribute("rtcp-rsize"); ok {
+		add("rtcp-rsize")
+	}
+	for _, c := range s.plan.answered(o, index) {
+		answerCodec(md, c, section.kind == "video")
+	}
+	if l := s.laneOf(o, index); l != nil {
+		s.answerTrack(add, l)
+		add("sendonly")
+	} else {
+		add("inactive")
+	}
+	if complete && index == 0 {
+		for _, c := range s.engine.port.Candidates() {
+			add("candidate", c)
+		}
+		add("end-of-candidates")
+	}
+	return md
+}
+
+// laneOf returns what is sent in a section; nil: nothing.
+func (s *Session) laneOf(o *offer, index int) *lane {
+	for kind, at := range map[stream.Kind]int{stream.Video: o.video, stream.Audio: o.audio} {
+		if l := &s.lanes[kind]; at == index && l.payloads != nil {
+			return l
+		}
+	}
+	return nil
+}
+
+// answerCodec adds a payload type, and that of its retransmissions, as they were
+// offered (RFC 3264 §6.1), with the feedback of ours.
+func answerCodec(md *sdp.MediaDescription, c offeredCodec, video bool) {
+	add := func(key string, payload uint8, value string) {
+		md.Attributes = append(md.Attributes, sdp.NewAttribute(key, strconv.Itoa(int(payload))+" "+value))
+	}
+	md.MediaName.Formats = append(md.MediaName.Formats, strconv.Itoa(int(c.payloadType)))
+	add("rtpmap", c.payloadType, c.rtpmap())
+	if c.fmtp != "" {
+		add("fmtp", c.payloadType, c.fmtp)
+	}
+	if !video {
+		return
+	}
+	for _, f := range videoFeedback {
+		if slices.Contains(c.feedback, f) {
+			add("rtcp-fb", c.payloadType, f)
+		}
+	}
+	if c.hasRTX {
+		md.MediaName.Formats = append(md.MediaName.Formats, strconv.Itoa(int(c.rtx)))
+		add("rtpmap", c.rtx, fmt.Sprintf("rtx/%d", c.clockRate))
+		add("fmtp", c.rtx, fmt.Sprintf("apt=%d", c.payloadType))
+	}
+}
+
+// rtpmap returns the codec as a=rtpmap has it.
+func (c *offeredCodec) rtpmap() string {
+	name := c.name
+	if name == "OPUS" {
+		name = "opus" // as everybody writes it
+	}
+	if c.channels > 0 {
+		return fmt.Sprintf("%s/%d/%d", name, c.clockRate, c.channels)
+	}
+	return fmt.Sprintf("%s/%d", name, c.clockRate)
+}
+
+// answerTrack names the SSRCs and what they belong to (RFC 5576, RFC 8830): sound
+// and picture of one camera are one stream, played in step.
+func (s *Session) answerTrack(add func(string, ...string), l *lane) {
+	camera, kind := string(s.cfg.Camera), l.kind.String()
+	if camera == "" {
+		camera = "-"
+	}
+	add("msid", camera, kind)
+	sources := []uint32{l.ssrc}
+	if l.rtx.payload != 0 {
+		sources = append(sources, l.rtx.ssrc)
+		add("ssrc-group", "FID", strconv.FormatUint(uint64(l.ssrc), 10), strconv.FormatUint(uint64(l.rtx.ssrc), 10)) // RFC 5576 §4.2
+	}
+	for _, ssrc := range sources {
+		id := strconv.FormatUint(uint64(ssrc), 10)
+		add("ssrc", id, "cname:"+camera)
+		add("ssrc", id, "msid:"+camera, kind)
+	}
+}
+
+// newLanes makes what the plan sends, with random SSRCs (RFC 3550 §8.1).
+func newLanes(o *offer, p *plan) [2]lane {
+	used := map[uint32]bool{0: true}
+	ssrc := func() uint32 {
+		n := rand.Uint32()
+		for used[n] {
+			n = rand.Uint32()
+		}
+		used[n] = true
+		return n
+	}
+	var lanes [2]lane
+	video := &lanes[stream.Video]
+	video.kind, video.ssrc, video.payloads = stream.Video, ssrc(), map[string]uint8{p.video.name: p.video.payloadType}
+	if p.video.hasRTX {
+		video.rtx = rtx{payload: p.video.rtx, ssrc: ssrc(), index: rand.Uint64() & 0x7fff}
+	}
+	if audio := &lanes[stream.Audio]; !p.quiet && o.audio >= 0 {
+		audio.kind, audio.ssrc, audio.payloads = stream.Audio, ssrc(), make(map[string]uint8)
+		for _, c := range p.audio {
+			audio.payloads[c.name] = c.payloadType
+		}
+	}
+	return lanes
+}
