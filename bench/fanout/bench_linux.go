@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,6 +27,7 @@ const (
 	checkedEach  = 8  // spot-checked viewers of a camera
 	checkedTotal = 64 // of all, unless there are more cameras
 	leaveLimit   = 20 * time.Second
+	joinTries    = 5 // of a viewer: a server that is overloaded refuses some
 )
 
 // bench is one measurement. Its methods are called one after another.
@@ -110,7 +112,8 @@ func (b *bench) row(ctx context.Context, n int, last bool) (Row, error) {
 	come := row.Viewers - len(b.viewers)
 	b.say("%d viewers come", come)
 	began := time.Now()
-	if err := b.join(ctx, come); err != nil {
+	var err error
+	if row.Rejoined, err = b.join(ctx, come); err != nil {
 		return row, err
 	}
 	row.JoinsPerSecond = round(float64(come)/time.Since(began).Seconds(), 1)
@@ -150,37 +153,64 @@ func packets(frames [][]int) (n int) {
 	return n
 }
 
-// join has as many viewers join, some at a time, spread over the cameras.
-func (b *bench) join(ctx context.Context, come int) error {
+// join has as many viewers join, some at a time, spread over the cameras. It
+// returns how often one had to try again.
+func (b *bench) join(ctx context.Context, come int) (again int, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var fresh []*viewer
-	for i := len(b.viewers); i < len(b.viewers)+come; i++ {
-		lossy := 0.0
-		// Spread evenly: the share of lossy ones grows by Lossy with each.
-		if int(float64(i+1)*b.cfg.Lossy) > int(float64(i)*b.cfg.Lossy) {
-			lossy = b.cfg.Loss
-		}
-		v, err := newViewer(b.readers[i%len(b.readers)], i%b.cfg.Cameras, lossy)
-		if err != nil {
-			return err
-		}
-		fresh = append(fresh, v)
-	}
 	first := len(b.viewers)
-	b.viewers = append(b.viewers, fresh...)
+	b.viewers = append(b.viewers, make([]*viewer, come)...)
 	for len(b.clients)*perSource < len(b.viewers) {
 		b.clients = append(b.clients, b.newClient(len(b.clients)))
 	}
+	var tries atomic.Int64
+	b.each(ctx, first, func(i int) {
+		n, err := b.joinOne(ctx, i)
+		if err != nil {
+			cancel(fmt.Errorf("viewer %d: %w", i+1, err))
+		}
+		tries.Add(int64(n))
+	})
+	if err := context.Cause(ctx); err != nil {
+		return 0, err
+	}
+	return int(tries.Load()) - come, nil
+}
+
+// joinOne has the i-th viewer join, and returns how often it tried.
+func (b *bench) joinOne(ctx context.Context, i int) (tries int, err error) {
+	lossy := 0.0
+	// Spread evenly: the share of lossy ones grows by Lossy with each.
+	if int(float64(i+1)*b.cfg.Lossy) > int(float64(i)*b.cfg.Lossy) {
+		lossy = b.cfg.Loss
+	}
+	for tries = 1; ; tries++ {
+		v, err := newViewer(b.readers[i%len(b.readers)], i%b.cfg.Cameras, lossy)
+		if err != nil {
+			return tries, err
+		}
+		err = v.join(ctx, b.client(i), b.server.endpoint(v.camera), b.id)
+		if err == nil {
+			b.viewers[i] = v
+			return tries, nil
+		}
+		v.leave(ctx, b.client(i))
+		var refused *refusal
+		if tries == joinTries || ctx.Err() != nil || errors.As(err, &refused) && refused.final() {
+			return tries, err
+		}
+		b.say("viewer %d tries again: %v", i+1, err)
+	}
+}
+
+// each calls f for all viewers from one on, for some at a time, until ctx ends.
+func (b *bench) each(ctx context.Context, first int, f func(i int)) {
 	next := make(chan int)
 	var wg sync.WaitGroup
 	for range joiners {
 		wg.Go(func() {
 			for i := range next {
-				v := b.viewers[i]
-				if err := v.join(ctx, b.client(i), b.server.endpoint(v.camera), b.id); err != nil {
-					cancel(fmt.Errorf("viewer %d: %w", i+1, err))
-				}
+				f(i)
 			}
 		})
 	}
@@ -189,7 +219,6 @@ func (b *bench) join(ctx context.Context, come int) error {
 	}
 	close(next)
 	wg.Wait()
-	return context.Cause(ctx)
 }
 
 // newClient returns the i-th HTTP client. To a server of our own it comes from
@@ -208,20 +237,11 @@ func (b *bench) client(viewer int) *http.Client { return b.clients[viewer/perSou
 func (b *bench) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveLimit)
 	defer cancel()
-	next := make(chan int)
-	var wg sync.WaitGroup
-	for range joiners {
-		wg.Go(func() {
-			for i := range next {
-				b.viewers[i].leave(ctx, b.client(i))
-			}
-		})
-	}
-	for i := range b.viewers {
-		next <- i
-	}
-	close(next)
-	wg.Wait()
+	b.each(ctx, 0, func(i int) {
+		if v := b.viewers[i]; v != nil { // one that never joined has left already
+			v.leave(ctx, b.client(i))
+		}
+	})
 	for _, c := range b.clients {
 		c.CloseIdleConnections()
 	}
@@ -455,7 +475,6 @@ func (b *bench) takeLatencies() (whole, stamps []time.Duration) {
 
 // tally adds up what came of the packets from one count to another.
 func (b *bench) tally(row *Row, begin, end counts) error {
-	silent := 0
 	for i, e := range end.viewers {
 		a := begin.viewers[i]
 		missing := int64(e.expected-a.expected) - int64(e.got-a.got)
@@ -463,7 +482,7 @@ func (b *bench) tally(row *Row, begin, end counts) error {
 		row.Lost += uint64(max(missing, 0) - dropped)
 		row.Dropped += uint64(dropped)
 		if e.packets == a.packets {
-			silent++
+			row.Silent++
 		}
 	}
 	row.Late, row.Repaired, row.Checked = end.late-begin.late, end.repaired-begin.repaired, end.checks-begin.checks
@@ -478,8 +497,6 @@ func (b *bench) tally(row *Row, begin, end counts) error {
 		}
 	}
 	switch {
-	case silent > 0:
-		return fmt.Errorf("%d viewers have got nothing", silent)
 	case row.Checked == 0:
 		return errors.New("no packet was decrypted")
 	case b.own != nil && len(whole) == 0:

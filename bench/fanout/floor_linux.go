@@ -219,7 +219,7 @@ type floorProcess struct {
 // startFloor starts the floor's process. It is killed when ctx ends, and must be
 // closed in any case.
 func startFloor(ctx context.Context, binary string, setup *floorSetup) (*floorProcess, error) {
-	cmd := exec.CommandContext(ctx, binary, "bench", "fanout-floor") //nolint:gosec // this program
+	cmd := exec.CommandContext(ctx, binary, "bench", "fanout-floor")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = time.Second
 	p := &floorProcess{cmd: cmd, errors: &tail{}}

@@ -53,7 +53,7 @@ func newIdentity() (*identity, error) {
 	}, nil
 }
 
-// newViewer opens a viewer's socket, which the reader closes.
+// newViewer opens a viewer's socket. The viewer must leave.
 func newViewer(r *reader, camera int, lossy float64) (*viewer, error) {
 	v := &viewer{camera: camera, lossy: lossy, reader: r, creds: newCredentials(), inbox: packetio.NewBuffer(), nominated: make(chan struct{}, 1)}
 	v.inbox.SetLimitSize(64 << 10)
@@ -107,12 +107,25 @@ func (v *viewer) post(ctx context.Context, client *http.Client, endpoint, offer 
 		return "", err
 	}
 	if resp.StatusCode/100 != 2 {
-		return "", fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body[:min(len(body), 500)]))
+		return "", &refusal{resp.StatusCode, string(bytes.TrimSpace(body[:min(len(body), 500)]))}
 	}
 	if at, err := url.Parse(resp.Header.Get("Location")); err == nil && at.String() != "" {
 		v.resource = req.URL.ResolveReference(at).String()
 	}
 	return string(body), nil
+}
+
+// refusal is an HTTP error.
+type refusal struct {
+	status int
+	body   string
+}
+
+func (r *refusal) Error() string { return fmt.Sprintf("HTTP %d: %s", r.status, r.body) }
+
+// final tells whether it is of no use to ask again.
+func (r *refusal) final() bool {
+	return r.status/100 == 4 && r.status != http.StatusTooManyRequests && r.status != http.StatusRequestTimeout
 }
 
 // nominate sends a check until the server answers it (RFC 8445 §7.2.2).
@@ -223,6 +236,7 @@ func (v *viewer) leave(ctx context.Context, client *http.Client) {
 		_ = v.secure.Close()
 	}
 	_ = v.inbox.Close()
+	v.reader.remove(v)
 }
 
 // datagrams is a viewer's socket as package dtls wants it: DTLS alone.

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -79,6 +81,15 @@ func (r *reader) add(s *socket) error {
 	}
 	r.sockets[r.last] = s
 	return nil
+}
+
+// remove closes a viewer's socket and forgets the viewer.
+func (r *reader) remove(v *viewer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v.socket.close()
+	maps.DeleteFunc(r.sockets, func(_ int32, s *socket) bool { return s == v.socket })
+	r.viewers = slices.DeleteFunc(r.viewers, func(other *viewer) bool { return other == v })
 }
 
 // run reads until ctx ends, then closes all sockets.

@@ -21,6 +21,9 @@ type Row struct {
 	GoroutinesPerViewer float64 `json:"goroutines_per_viewer"` // likewise
 	JoinsPerSecond      float64 `json:"joins_per_second"`      // from the first offer to the last DTLS handshake of the row
 
+	Silent   int `json:"silent_viewers"` // that got nothing while they should have: the server has lost them
+	Rejoined int `json:"rejoined"`       // attempts to join that failed, and were followed by another
+
 	Cameras     int     `json:"cameras"`
 	Packets     uint64  `json:"packets"`         // that arrived while the server was measured
 	Dropped     uint64  `json:"dropped"`         // by the viewers' own sockets: the generator's fault

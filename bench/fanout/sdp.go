@@ -1,6 +1,8 @@
 package fanout
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -17,6 +19,25 @@ const (
 	offeredH264 = 96
 	offeredRTX  = 97
 )
+
+// Priorities of a viewer's candidate, and of one that the server learns from a
+// check (RFC 8445 §5.1.2).
+const (
+	hostPriority      = 126<<24 | 65535<<8 | 255
+	reflexivePriority = 110<<24 | 65535<<8 | 255
+)
+
+// credentials are a viewer's part of an ICE session (RFC 8445 §5.3, §16.1).
+type credentials struct {
+	ufrag, pwd string
+	tie        uint64
+}
+
+func newCredentials() credentials {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // it cannot fail
+	return credentials{ufrag: rand.Text()[:8], pwd: rand.Text(), tie: binary.BigEndian.Uint64(b[:])}
+}
 
 // offer returns an SDP offer to receive H264 with retransmission (RFC 4588),
 // with one host candidate.

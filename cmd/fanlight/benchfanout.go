@@ -42,7 +42,9 @@ encryption and sendmmsg, in turns with the server), their ratio, packets lost,
 latency from the camera to the whole picture at the viewer, and the memory that a
 viewer takes. docs/performance.md says how.
 
-With --whep and --pid another server is measured in the same way. Linux only.`,
+With --whep and --pid another server is measured in the same way. Linux only.
+
+Exit code 1 if a viewer was lost.`,
 		Example: "  fanlight bench fanout\n  fanlight bench fanout --viewers 5 --cameras 200 -o json\n" +
 			"  fanlight bench fanout --whep http://127.0.0.1:8889/cam/whep --pid $(pidof mediamtx)",
 		Args: cobra.NoArgs,
@@ -154,6 +156,11 @@ func (f *benchFanoutFlags) run(ctx context.Context, a *app) (err error) {
 	// What was measured before a failure is worth seeing.
 	if len(rows) > 0 || err == nil {
 		err = errors.Join(err, f.print(a, rows))
+	}
+	for i := range rows {
+		if n := rows[i].Silent; n > 0 {
+			err = errors.Join(err, fmt.Errorf("of %d viewers, %d got nothing any more", rows[i].Viewers, n))
+		}
 	}
 	return err
 }
