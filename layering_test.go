@@ -70,6 +70,7 @@ var layers = []layer{
 	// What puts them together.
 	{path: "cmd", may: []string{"cmd/...", "bench/...", "controlplane/...", "medianode/...", "signaling/...", "proto/...", "internal/..."}},
 	{path: "bench/fleet", may: []string{"controlplane/placement", "proto/fanlight/control/...", "internal/..."}},
+	{path: "bench/fanout", may: []string{"proto/fanlight/control/...", "internal/fleettest", "internal/rpc", "internal/simcam"}},
 	{path: "bench/failover", may: []string{"proto/fanlight/control/...", "internal/..."}},
 	{path: "deploy/prometheus"},
 	{path: "e2e", may: []string{"bench/...", "proto/...", "internal/..."}},
@@ -87,10 +88,13 @@ var owners = []owner{
 	{module: "go.etcd.io", by: []string{"controlplane/store"}},
 	{module: "github.com/bluenviron", by: []string{"medianode/source", "internal/simcam"}},
 	{module: "github.com/bluenviron/mediacommon/v2/pkg/codecs", by: []string{"medianode/source", "medianode/stream", "internal/simcam"}},
-	{module: "github.com/pion", by: []string{"medianode/session", "medianode/transport", "internal/viewertest"}},
+	// Sessions, and viewers for tests and measurements: bench/fanout's have no peer
+	// connection, for they must cost less than what they measure.
+	{module: "github.com/pion", by: []string{"medianode/session", "medianode/transport", "internal/viewertest", "bench/fanout"}},
 	{module: "github.com/pion/webrtc", by: []string{"internal/viewertest"}},
-	{module: "github.com/pion/rtp", by: []string{"medianode/session", "medianode/stream", "medianode/source", "internal/simcam", "internal/viewertest"}, tests: []string{"medianode/..."}},
-	{module: "github.com/pion/rtcp", by: []string{"medianode/session", "medianode/source", "internal/simcam", "internal/viewertest"}},
+	{module: "github.com/pion/interceptor", by: []string{"internal/viewertest"}},
+	{module: "github.com/pion/rtp", by: []string{"medianode/session", "medianode/stream", "medianode/source", "internal/simcam", "internal/viewertest", "bench/fanout"}, tests: []string{"medianode/..."}},
+	{module: "github.com/pion/rtcp", by: []string{"medianode/session", "medianode/source", "internal/simcam", "internal/viewertest", "bench/fanout"}},
 	{module: "github.com/gorilla/websocket", by: []string{"signaling", "internal/viewertest"}, tests: []string{"signaling/...", "cmd/...", "e2e"}},
 	{module: "github.com/chromedp", by: []string{"e2e"}},
 	{module: "github.com/spf13/cobra", by: []string{"cmd/..."}},

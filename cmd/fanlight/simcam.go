@@ -22,6 +22,8 @@ type simcamFlags struct {
 	username     string
 	passwordFile string
 	audio        bool
+	bitrate      int
+	packetSize   int
 	sec          security
 }
 
@@ -46,6 +48,8 @@ counter, H264, 25 frames a second. --control serves faults over HTTP:
 	fl.StringVar(&f.username, "username", "", "user `name` that the cameras ask for")
 	fl.StringVar(&f.passwordFile, "password-file", "", "`file` with the password that they ask for; \"-\": the standard input")
 	fl.BoolVar(&f.audio, "audio", false, "a tone as well (PCMA)")
+	fl.IntVar(&f.bitrate, "bitrate", 0, "fill the video up to as many `bits` a second (0: what the pictures have)")
+	fl.IntVar(&f.packetSize, "packet-size", 0, "`bytes` that an RTP packet of video has at most, without its header (0: 1460)")
 	fl.BoolVar(&f.sec.insecure, "insecure", false, "allow addresses that other machines can reach without a user name and password")
 	a.logFlags(fl)
 	return cmd
@@ -102,9 +106,15 @@ func (f *simcamFlags) serve(ctx context.Context, a *app, g *service.Group, srv *
 }
 
 func (f *simcamFlags) config(a *app) (simcam.Config, error) {
-	cfg := simcam.Config{Addr: f.listen, Username: f.username, Audio: f.audio}
+	cfg := simcam.Config{Addr: f.listen, Username: f.username, Audio: f.audio, Bitrate: f.bitrate, PacketSize: f.packetSize}
 	if f.cameras < 1 || f.cameras > maxSimulated {
 		return cfg, usagef("--cameras %d: must be 1 to %d", f.cameras, maxSimulated)
+	}
+	if f.bitrate < 0 || f.bitrate > 100_000_000 {
+		return cfg, usagef("--bitrate %d: must be 0 to 100000000", f.bitrate)
+	}
+	if f.packetSize != 0 && (f.packetSize < 100 || f.packetSize > 1460) {
+		return cfg, usagef("--packet-size %d: must be 100 to 1460, or 0", f.packetSize)
 	}
 	if (f.username == "") != (f.passwordFile == "") {
 		return cfg, usagef("give --username and --password-file together")

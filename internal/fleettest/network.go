@@ -52,6 +52,21 @@ type portBook struct {
 	given map[uint16]bool
 }
 
+// FreeAddrs returns addresses on 127.0.0.1, host:port, that are free for TCP and
+// UDP, with ports that no system hands out by itself.
+func FreeAddrs(n int) ([]string, error) {
+	var b portBook
+	addrs := make([]string, 0, n)
+	for range n {
+		a, err := b.next(netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+		if err != nil {
+			return nil, err
+		}
+		addrs = append(addrs, a.String())
+	}
+	return addrs, nil
+}
+
 // next returns a port that is free on this machine for TCP and UDP. On another
 // machine's address, as that of a namespace, it is taken to be.
 func (b *portBook) next(ip netip.Addr) (netip.AddrPort, error) {

@@ -28,13 +28,30 @@ const (
 // kernel's time, on a loaded machine.
 const killPatience = 10 * time.Second
 
+// ProcessConfig says what a process that is not of a fleet runs. All but Env is
+// needed.
+type ProcessConfig struct {
+	Name    string
+	Binary  string
+	Args    []string
+	Env     []string // added to this process' environment: "KEY=value"
+	LogFile string   // of all its starts
+	Ready   string   // the first word of the line that it prints when it is ready
+}
+
+// NewProcess returns a process on loopback that is not of a fleet. It is not
+// started; who starts it must kill or terminate it.
+func NewProcess(cfg ProcessConfig) *Process {
+	return &Process{Name: cfg.Name, LogFile: cfg.LogFile, args: cfg.Args, binary: cfg.Binary, env: cfg.Env, network: Loopback{}, word: cfg.Ready}
+}
+
 // Process is one process of a fleet, over all its starts: the same name,
 // addresses, data and log. Its methods may be called from any goroutine; starts
 // and ends wait for each other.
 type Process struct {
 	// Static after New.
 	Name    string // "node-2"
-	Kind    Kind
+	Kind    Kind   // empty: none of a fleet
 	Addr    string // host:port of its gRPC server, or HTTP for a gateway
 	Media   string // host:port of a node's media; empty for others
 	Metrics string // host:port of its metrics and profiles, on the loopback of its place

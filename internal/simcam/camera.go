@@ -1,6 +1,7 @@
 package simcam
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -30,6 +31,7 @@ type camera struct {
 	// Static after New.
 	name string
 	clip *clip
+	size int // bytes that an access unit is filled up to
 
 	// Static after open.
 	stream *gortsplib.ServerStream
@@ -61,14 +63,18 @@ func newCamera(name string, index int, clip *clip, cfg Config) *camera {
 	cam := &camera{
 		name:      name,
 		clip:      clip,
+		size:      cfg.Bitrate / 8 / frameRate,
 		video:     &description.Media{Type: description.MediaTypeVideo, Formats: []format.Format{h264}},
-		encoder:   &rtph264.Encoder{PayloadType: videoPayloadType, PacketizationMode: 1, PayloadMaxSize: payloadSize},
+		encoder:   &rtph264.Encoder{PayloadType: videoPayloadType, PacketizationMode: 1, PayloadMaxSize: cfg.PacketSize},
 		next:      index * frameRate % len(clip.units),
 		timestamp: rand.Uint32(),
 		sessions:  make(map[*gortsplib.ServerSession]struct{}),
 	}
-	if cfg.TLS != nil {
-		cam.encoder.PayloadMaxSize = securePayloadSize
+	if cfg.PacketSize == 0 {
+		cam.encoder.PayloadMaxSize = payloadSize
+		if cfg.TLS != nil {
+			cam.encoder.PayloadMaxSize = securePayloadSize
+		}
 	}
 	if cfg.Audio {
 		cam.audio = &description.Media{
@@ -142,7 +148,7 @@ func (c *camera) send(now time.Time) error {
 		return nil
 	}
 
-	pkts, err := c.encoder.Encode(u.stamped(now))
+	pkts, err := c.encoder.Encode(fill(u.stamped(now), c.size))
 	if err != nil {
 		return err
 	}
@@ -174,6 +180,21 @@ func (u unit) stamped(t time.Time) [][]byte {
 	au := make([][]byte, 0, len(u.nals)+1)
 	au = append(au, u.nals[:last]...)
 	return append(au, TimestampSEI(t), u.nals[last])
+}
+
+// fill returns an access unit with filler data after its slice (ITU-T H.264
+// §7.3.2.7, §7.4.1.2.3), which decoders drop, so that it has size bytes. One that
+// has as many, or lacks less than a NAL unit takes, stays as it is.
+func fill(au [][]byte, size int) [][]byte {
+	for _, nal := range au {
+		size -= len(nal)
+	}
+	if size < 2 {
+		return au
+	}
+	filler := bytes.Repeat([]byte{0xff}, size)
+	filler[0], filler[size-1] = nalFill, 0x80 // rbsp_trailing_bits
+	return append(au, filler)
 }
 
 // currentFault is called with the lock held.

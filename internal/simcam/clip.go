@@ -32,6 +32,7 @@ const (
 	nalSEI   = 6
 	nalSPS   = 7
 	nalPPS   = 8
+	nalFill  = 12
 )
 
 // clip is a video that can start over after its last unit: the first is a keyframe.

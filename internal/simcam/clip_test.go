@@ -2,6 +2,7 @@ package simcam
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 	"time"
 
@@ -43,6 +44,43 @@ func TestClips(t *testing.T) {
 		}
 		if sps.Width() != 640 || sps.Height() != 360 || sps.ProfileIdc != 66 {
 			t.Errorf("%v: %dx%d, profile %d; want 640x360 and 66, baseline", c.interval, sps.Width(), sps.Height(), sps.ProfileIdc)
+		}
+	}
+}
+
+func TestFill(t *testing.T) {
+	clip, err := loadClip(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 10_000 // 2 Mbit/s
+	filled := 0
+	for i, u := range clip.units {
+		plain := u.stamped(time.Now())
+		au := fill(slices.Clone(plain), size)
+		got := 0
+		for _, nal := range au {
+			got += len(nal)
+		}
+		if len(au) == len(plain) {
+			if got < size-1 {
+				t.Errorf("picture %d has %d bytes and no filler", i, got)
+			}
+			continue
+		}
+		filled++
+		filler := au[len(au)-1]
+		if got != size || len(au) != len(plain)+1 || filler[0] != 12 || filler[len(filler)-1] != 0x80 || bytes.Count(filler, []byte{0xff}) != len(filler)-2 {
+			t.Errorf("picture %d has %d bytes in %d NAL units, filled with %x…", i, got, len(au), filler[:2])
+		}
+	}
+	if filled < len(clip.units)*9/10 {
+		t.Errorf("%d of %d pictures were filled up", filled, len(clip.units))
+	}
+	slice := []byte{nalSlice, 1, 2}
+	for size, want := range map[int]int{0: 1, 3: 1, 4: 1, 5: 2} {
+		if au := fill([][]byte{slice}, size); len(au) != want {
+			t.Errorf("3 bytes filled up to %d: %d NAL units, want %d", size, len(au), want)
 		}
 	}
 }

@@ -75,6 +75,11 @@ type Config struct {
 	KeyframeInterval  time.Duration
 	OmitParameterSets bool // the SDP has neither SPS nor PPS; they are in-band only
 	Audio             bool // a second track: PCMA, a tone of 1 kHz
+
+	// Bitrate in bits a second is what the video has at least: pictures are filled
+	// up with data that decoders drop. 0: what the clip has, less than 0.5 Mbit/s.
+	Bitrate    int
+	PacketSize int // bytes of payload that an RTP packet of video has at most, 100 at least; 0: 1460, or 1440 with TLS
 }
 
 // Server is simulated cameras at one address.
@@ -92,6 +97,9 @@ type Server struct {
 	running bool
 }
 
+// maxBitrate is what an access unit is filled up for at most, in bits a second.
+const maxBitrate = 100_000_000
+
 // New opens the server's sockets, so that its address is known. They are closed
 // by Run: a Server that was made must be run.
 func New(cfg Config) (*Server, error) {
@@ -100,6 +108,12 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Addr == "" {
 		cfg.Addr = "127.0.0.1:0"
+	}
+	if cfg.Bitrate < 0 || cfg.Bitrate > maxBitrate {
+		return nil, fmt.Errorf("bitrate %d: must be 0 to %d bits a second", cfg.Bitrate, maxBitrate)
+	}
+	if cfg.PacketSize != 0 && (cfg.PacketSize < 100 || cfg.PacketSize > payloadSize) {
+		return nil, fmt.Errorf("packet size %d: must be 100 to %d bytes", cfg.PacketSize, payloadSize)
 	}
 	clip, err := loadClip(cfg.KeyframeInterval)
 	if err != nil {

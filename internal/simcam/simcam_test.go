@@ -174,6 +174,34 @@ func TestMedia(t *testing.T) {
 	}
 }
 
+// With a bitrate the camera sends that much, pictures have their marker and their
+// stamp as before, and no packet is larger than it may be.
+func TestBitrate(t *testing.T) {
+	sim := start(t, simcam.Config{Cameras: []string{"a"}, Bitrate: 2_000_000, PacketSize: 1200})
+	w, err := watch(t, sim, "a", gortsplib.ProtocolTCP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.waitFor(t, "50 pictures", func() bool { return len(w.stamps) >= 50 })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	markers, bytes := 0, 0
+	for i, p := range w.pkts {
+		if len(p.Payload) > 1200 {
+			t.Errorf("packet %d has %d bytes of payload", i, len(p.Payload))
+		}
+		if bytes += len(p.Payload); p.Marker {
+			markers++
+		}
+		if i > 0 && (p.Timestamp != w.pkts[i-1].Timestamp) != w.pkts[i-1].Marker {
+			t.Errorf("packet %d: another picture, and the marker before is %v", i, w.pkts[i-1].Marker)
+		}
+	}
+	if per := bytes / markers; per < 9_900 || per > 13_000 {
+		t.Errorf("%d bytes a picture, want 10,000 and what packets and large keyframes add", per)
+	}
+}
+
 func TestKeyframeRequest(t *testing.T) {
 	sim := start(t, simcam.Config{Cameras: []string{"a"}, KeyframeInterval: 10 * time.Second})
 	w, err := watch(t, sim, "a", gortsplib.ProtocolTCP)
@@ -335,6 +363,10 @@ func TestConfigErrors(t *testing.T) {
 		"path in a name":    {Cameras: []string{"a/b"}},
 		"fraction":          {KeyframeInterval: 1500 * time.Millisecond},
 		"too long interval": {KeyframeInterval: time.Minute},
+		"negative bitrate":  {Bitrate: -1},
+		"huge bitrate":      {Bitrate: 1 << 30},
+		"tiny packets":      {PacketSize: 10},
+		"large packets":     {PacketSize: 9000},
 		"address":           {Addr: "127.0.0.1:notaport"},
 	} {
 		if _, err := simcam.New(cfg); err == nil {

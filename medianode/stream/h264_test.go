@@ -43,6 +43,7 @@ func h264Cases() []h264Case {
 	big := idr(150) // MTU 64: body of 149 bytes in fragments of 62, 62, 25
 	sets := stap(sps, pps)
 	long := slice(nalSEI, 100)
+	filler := slice(12, 150)
 	other := func(typ byte) []byte { return []byte{typ, 1, 2} }
 	var many []inPacket
 	var manyOut []outPacket
@@ -113,6 +114,17 @@ func h264Cases() []h264Case {
 			name: "other units before a picture", sets: [][]byte{sps, pps},
 			in:  []inPacket{{payload: sei}, {payload: other(15)}, {payload: other(14)}, {payload: idr(20)}, {marker: true, payload: other(12)}},
 			out: []outPacket{{payload: sets}, {payload: sei}, {payload: other(15)}, {payload: other(14)}, {payload: idr(20)}, {marker: true, payload: other(12)}}, keyframes: 1,
+		},
+		{
+			name: "filler in fragments after a picture", sets: [][]byte{sps, pps},
+			in: []inPacket{
+				{payload: stap(sei, idr(20))}, {payload: fu(filler, 0, 62)}, {payload: fu(filler, 62, 149), marker: true},
+				{step: frame, payload: stap(sei, inter(20))}, {payload: filler[:20], marker: true},
+			},
+			out: []outPacket{
+				{payload: sets}, {payload: stap(sei, idr(20))}, {payload: fu(filler, 0, 62)}, {payload: fu(filler, 62, 124)}, {payload: fu(filler, 124, 149), marker: true},
+				{step: frame, payload: stap(sei, inter(20))}, {payload: filler[:20], marker: true},
+			}, keyframes: 1,
 		},
 		{
 			name: "sets and an SEI in fragments",
