@@ -158,6 +158,8 @@ func packets(frames [][]int) (n int) {
 func (b *bench) join(ctx context.Context, come int) (again int, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	b.gather(false)
+	defer b.gather(true)
 	first := len(b.viewers)
 	b.viewers = append(b.viewers, make([]*viewer, come)...)
 	for len(b.clients)*perSource < len(b.viewers) {
@@ -175,6 +177,15 @@ func (b *bench) join(ctx context.Context, come int) (again int, err error) {
 		return 0, err
 	}
 	return int(tries.Load()) - come, nil
+}
+
+// gather says whether readers may let packets gather.
+func (b *bench) gather(on bool) {
+	for _, r := range b.readers {
+		r.mu.Lock()
+		r.patient = on
+		r.mu.Unlock()
+	}
 }
 
 // joinOne has the i-th viewer join, and returns how often it tried.
@@ -237,6 +248,7 @@ func (b *bench) client(viewer int) *http.Client { return b.clients[viewer/perSou
 func (b *bench) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveLimit)
 	defer cancel()
+	b.gather(false)
 	b.each(ctx, 0, func(i int) {
 		if v := b.viewers[i]; v != nil { // one that never joined has left already
 			v.leave(ctx, b.client(i))
