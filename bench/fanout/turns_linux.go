@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -101,11 +102,15 @@ func (b *bench) countDrops(c counts) counts {
 func (b *bench) turns(ctx context.Context, row *Row, floor *floorProcess, last bool) error {
 	rounds := max(1, int((b.cfg.Duration+serverTurn/2)/serverTurn))
 	length := b.cfg.Duration / time.Duration(rounds)
-	var profile chan error
+	profiled := func() error { return nil }
 	if last && b.own != nil && b.cfg.CPUProfile != "" {
-		profile = make(chan error, 1)
 		whole := time.Duration(rounds) * (length + min(length, floorTurn) + resume + quiet)
-		go func() { profile <- b.own.profile(ctx, whole, b.cfg.CPUProfile) }()
+		profiling, cancel := context.WithCancel(ctx)
+		profiled = b.profile(profiling, whole)
+		defer func() {
+			cancel()
+			_ = profiled() // asked for below, unless there is another error
+		}()
 	}
 	if _, err := floor.turn(warmUp); err != nil {
 		return err
@@ -126,15 +131,21 @@ func (b *bench) turns(ctx context.Context, row *Row, floor *floorProcess, last b
 		cpu, least, cores, load = append(cpu, t.cpu), append(least, f), append(cores, t.cores), append(load, t.load)
 		row.Packets += t.packets
 	}
-	if profile != nil {
-		if err := <-profile; err != nil {
-			return err
-		}
+	if err := profiled(); err != nil {
+		return err
 	}
 	row.CPUPerPacket, row.FloorPerPacket = round(median(cpu), 3), round(median(least), 3)
 	row.Ratio = round(median(cpu)/median(least), 2)
 	row.ServerCores, row.LoadCores = round(median(cores), 2), round(median(load), 2)
 	return b.tally(row, begin, b.countDrops(b.count()))
+}
+
+// profile begins to fetch the server's profile. The function that it returns
+// waits until it is there; a second call returns the same.
+func (b *bench) profile(ctx context.Context, length time.Duration) (wait func() error) {
+	done := make(chan error, 1)
+	go func() { done <- b.own.profile(ctx, length, b.cfg.CPUProfile) }()
+	return sync.OnceValue(func() error { return <-done })
 }
 
 // turn is what a turn of the server cost.
