@@ -19,7 +19,9 @@
 // beginning of each picture, up to the one with the camera's time stamp. If one of
 // those cannot be, the row fails.
 //
-// A few threads wait for all sockets at once and read with recvmmsg. The sockets
+// Two threads wait for all sockets at once and read with recvmmsg; once viewers
+// have joined they let packets gather for 2 ms, for each wait that ends at once
+// is a wakeup that the server pays for. The sockets
 // have UDP_GRO: what a server sends as one message with UDP_SEGMENT stays one
 // over loopback, as it would to a network card that cuts it; else the server
 // would be charged for the cutting. A server that sends packet by packet gains

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -213,7 +214,7 @@ type floorProcess struct {
 	cmd    *exec.Cmd
 	in     io.WriteCloser
 	out    *json.Decoder
-	errors *tail
+	errors *head
 }
 
 // startFloor starts the floor's process. It is killed when ctx ends, and must be
@@ -222,7 +223,7 @@ func startFloor(ctx context.Context, binary string, setup *floorSetup) (*floorPr
 	cmd := exec.CommandContext(ctx, binary, "bench", "fanout-floor")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = time.Second
-	p := &floorProcess{cmd: cmd, errors: &tail{}}
+	p := &floorProcess{cmd: cmd, errors: &head{}}
 	cmd.Stderr = p.errors
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -262,12 +263,22 @@ func (p *floorProcess) close() error {
 	return nil
 }
 
-// tail keeps the beginning of what is written.
-type tail struct{ text []byte }
+// head keeps the beginning of what is written.
+type head struct {
+	mu   sync.Mutex // guards the rest
+	text []byte
+}
 
-func (t *tail) Write(b []byte) (int, error) {
-	t.text = append(t.text, b[:min(len(b), 4096-min(len(t.text), 4096))]...)
+func (h *head) Write(b []byte) (int, error) {
+	const most = 4096
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.text = append(h.text, b[:min(len(b), most-len(h.text))]...)
 	return len(b), nil
 }
 
-func (t *tail) String() string { return string(t.text) }
+func (h *head) String() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return string(h.text)
+}

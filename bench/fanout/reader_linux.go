@@ -24,6 +24,11 @@ const (
 	// has its turn once in tickRound ticks, a second.
 	tickEvery = 20 * time.Millisecond
 	tickRound = int(time.Second / tickEvery)
+
+	// gather is how long a patient reader lets packets gather, to read many at
+	// once: it shares the machine's cores with the server, and when a packet came
+	// is the kernel's to say.
+	gather = 2 * time.Millisecond
 )
 
 // reader waits for many sockets in one thread, and reads what comes.
@@ -43,6 +48,7 @@ type reader struct {
 	sockets  map[int32]*socket
 	last     int32 // the key given last
 	viewers  []*viewer
+	patient  bool // nobody waits for a handshake: what comes may gather
 	sampling bool // spot-checked viewers keep latencies
 	latency  []time.Duration
 	stamps   []time.Duration
@@ -121,7 +127,11 @@ func (r *reader) run(ctx context.Context) error {
 				v.tick(now, i%tickRound == r.tick%tickRound, r.tick/tickRound)
 			}
 		}
+		patient := r.patient && n > 0
 		r.mu.Unlock()
+		if patient {
+			time.Sleep(gather)
+		}
 	}
 	return nil
 }

@@ -118,12 +118,20 @@ func h264Cases() []h264Case {
 		{
 			name: "filler in fragments after a picture", sets: [][]byte{sps, pps},
 			in: []inPacket{
-				{payload: stap(sei, idr(20))}, {payload: fu(filler, 0, 62)}, {payload: fu(filler, 62, 149), marker: true},
-				{step: frame, payload: stap(sei, inter(20))}, {payload: filler[:20], marker: true},
+				{payload: stap(sei, idr(20))},
+				{payload: fu(filler, 0, 62)},
+				{payload: fu(filler, 62, 149), marker: true},
+				{step: frame, payload: stap(sei, inter(20))},
+				{payload: filler[:20], marker: true},
 			},
 			out: []outPacket{
-				{payload: sets}, {payload: stap(sei, idr(20))}, {payload: fu(filler, 0, 62)}, {payload: fu(filler, 62, 124)}, {payload: fu(filler, 124, 149), marker: true},
-				{step: frame, payload: stap(sei, inter(20))}, {payload: filler[:20], marker: true},
+				{payload: sets},
+				{payload: stap(sei, idr(20))},
+				{payload: fu(filler, 0, 62)},
+				{payload: fu(filler, 62, 124)},
+				{payload: fu(filler, 124, 149), marker: true},
+				{step: frame, payload: stap(sei, inter(20))},
+				{payload: filler[:20], marker: true},
 			}, keyframes: 1,
 		},
 		{
