@@ -91,33 +91,28 @@ func parseRequest(m *stun.Message) (request, error) {
 }
 
 // requested takes a check that came over a path, and returns what is to be sent
-// back: a check of ours, nil if none is needed, and the answer.
-func (t *Transport) requested(m *stun.Message, r request, via *Path, now time.Time) (check, answer []byte) {
+// back: the answer, and a check of ours, nil if none is needed.
+func (t *Transport) requested(m *stun.Message, r request, via *Path, now time.Time) (answer, check []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed || r.fragment != t.ice.local.Fragment || t.ice.own.Check(m) != nil {
 		return nil, nil
 	}
 	if r.conflict {
-		return nil, build(stun.NewTransactionIDSetter(m.TransactionID), stun.BindingError, stun.CodeRoleConflict, t.ice.own, stun.Fingerprint)
+		return build(stun.NewTransactionIDSetter(m.TransactionID), stun.BindingError, stun.CodeRoleConflict, t.ice.own, stun.Fingerprint), nil
 	}
 	p := t.keep(via)
 	if p == nil {
 		return nil, nil
 	}
-	p.heard.Store(now.UnixNano())
+	first := p.heard.Swap(now.UnixNano()) == 0
 	t.heard.Store(now.UnixNano())
 	p.priority = r.priority
-	if r.nominate && !p.nominated {
-		p.nominated = true
-		if t.dtls == nil {
-			t.handshake()
-		}
-	}
+	p.nominated = p.nominated || r.nominate
 	if t.dtls == nil {
 		t.handshake()
 	}
-	if !p.verified && now.Sub(p.asked) >= checkPause {
+	if !p.verified && (first || now.Sub(p.asked) >= checkPause) {
 		check = t.check(p, now)
 	}
 	if p.verified {
@@ -126,7 +121,7 @@ func (t *Transport) requested(m *stun.Message, r request, via *Path, now time.Ti
 	at := p.addr
 	answer = build(stun.NewTransactionIDSetter(m.TransactionID), stun.BindingSuccess,
 		&stun.XORMappedAddress{IP: at.Addr().Unmap().AsSlice(), Port: int(at.Port())}, t.ice.own, stun.Fingerprint)
-	return check, answer
+	return answer, check
 }
 
 // check returns a Binding request over a path (RFC 8445 §7.2.2). The caller

@@ -212,14 +212,14 @@ func (p *Port) stun(in *stun.Message, b []byte, via *Path) {
 			p.strays.Add(1)
 			return
 		}
-		// Our check goes first: the viewer answers it before it sends what our
-		// answer allows it to send.
-		check, answer := t.requested(in, r, via, now)
-		if check != nil {
-			p.write(check, via)
-		}
+		// The answer goes first: a viewer that has it, and then sees our check, may
+		// nominate the path at once, and need not wait for its own next turn.
+		answer, check := t.requested(in, r, via, now)
 		if answer != nil {
 			p.write(answer, via)
+		}
+		if check != nil {
+			p.write(check, via)
 		}
 	case stun.BindingSuccess:
 		p.mu.RLock()
