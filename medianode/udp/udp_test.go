@@ -1,16 +1,10 @@
 package udp_test
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +19,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func listen(t testing.TB, addr string, cfg udp.Config) *udp.Conn {
 	t.Helper()
+	if netip.MustParseAddrPort(addr).Addr().Is6() && !haveIPv6() {
+		t.Skip("this machine has no IPv6")
+	}
 	c, err := udp.Listen(netip.MustParseAddrPort(addr), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -33,19 +30,36 @@ func listen(t testing.TB, addr string, cfg udp.Config) *udp.Conn {
 	return c
 }
 
-// datagram is one that was received.
-type datagram struct {
-	payload string
-	from    netip.AddrPort
+func haveIPv6() bool {
+	c, err := net.ListenPacket("udp6", "[::1]:0")
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
 }
 
-// serve reads from c until the test ends.
-func serve(t testing.TB, c *udp.Conn) <-chan datagram {
+// received is a datagram that came in.
+type received struct {
+	data string
+	from netip.AddrPort
+}
+
+// serve reads c until it is closed, which the test's end does.
+func serve(t testing.TB, c *udp.Conn) *sink {
 	t.Helper()
-	out := make(chan datagram, 100_000)
+	s := &sink{conn: c, came: make(chan struct{}, 1)}
 	done := make(chan error, 1)
 	go func() {
-		done <- c.Serve(func(b []byte, from netip.AddrPort) { out <- datagram{string(b), from} })
+		done <- c.Serve(func(b []byte, from netip.AddrPort) {
+			s.mu.Lock()
+			s.got = append(s.got, received{string(b), from})
+			s.mu.Unlock()
+			select {
+			case s.came <- struct{}{}:
+			default:
+			}
+		})
 	}()
 	t.Cleanup(func() {
 		_ = c.Close()
@@ -53,20 +67,38 @@ func serve(t testing.TB, c *udp.Conn) <-chan datagram {
 			t.Errorf("Serve returned %v", err)
 		}
 	})
-	return out
+	return s
 }
 
-func receive(t testing.TB, in <-chan datagram) datagram {
+// sink keeps what a Conn receives.
+type sink struct {
+	conn *udp.Conn
+	came chan struct{}
+
+	mu  sync.Mutex
+	got []received
+}
+
+// wait returns what has come in once there are n datagrams, or fails.
+func (s *sink) wait(t testing.TB, n int) []received {
 	t.Helper()
-	select {
-	case d := <-in:
-		return d
-	case <-time.After(10 * time.Second):
-		t.Fatal("nothing came")
-		return datagram{}
+	timeout := time.After(10 * time.Second)
+	for {
+		s.mu.Lock()
+		got := s.got
+		s.mu.Unlock()
+		if len(got) >= n {
+			return got
+		}
+		select {
+		case <-s.came:
+		case <-timeout:
+			t.Fatalf("%d datagrams came in, want %d", len(got), n)
+		}
 	}
 }
 
+// dest is how c addresses s.
 func dest(t testing.TB, c *udp.Conn, to netip.AddrPort) *udp.Dest {
 	t.Helper()
 	d, err := c.Dest(to)
@@ -74,6 +106,11 @@ func dest(t testing.TB, c *udp.Conn, to netip.AddrPort) *udp.Dest {
 		t.Fatal(err)
 	}
 	return &d
+}
+
+// commit puts a datagram into a batch.
+func commit(b *udp.Batch, data string, to *udp.Dest) {
+	b.Commit(copy(b.Room(), data), to)
 }
 
 func TestListen(t *testing.T) {
@@ -89,35 +126,23 @@ func TestListen(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.addr, func(t *testing.T) {
-			if netip.MustParseAddrPort(tt.addr).Addr().Is6() && !haveIPv6() {
-				t.Skip("this machine has no IPv6")
-			}
 			c := listen(t, tt.addr, udp.Config{})
 			if got := c.AddrPort(); got.Addr().String() != tt.want || got.Port() == 0 {
 				t.Errorf("AddrPort() = %v, want %s and a port", got, tt.want)
 			}
-			in := serve(t, c)
-			for _, host := range tt.reaches {
-				echo(t, c, in, host)
+			s := serve(t, c)
+			for i, host := range tt.reaches {
+				echo(t, s, host, i)
 			}
 		})
 	}
 }
 
-func haveIPv6() bool {
-	c, err := net.ListenPacket("udp6", "[::1]:0")
-	if err != nil {
-		return false
-	}
-	_ = c.Close()
-	return true
-}
-
-// echo sends a datagram from host to c, and two back to where it came from: one
-// at once, and one by a batch.
-func echo(t *testing.T, c *udp.Conn, in <-chan datagram, host string) {
+// echo sends a datagram from host to c, and others back to where it came from.
+// There were n before.
+func echo(t *testing.T, s *sink, host string, n int) {
 	t.Helper()
-	peer, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr(host), c.AddrPort().Port()).String())
+	peer, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr(host), s.conn.AddrPort().Port()).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,21 +150,22 @@ func echo(t *testing.T, c *udp.Conn, in <-chan datagram, host string) {
 	if _, err := peer.Write([]byte("ping")); err != nil {
 		t.Fatal(err)
 	}
-	got := receive(t, in)
-	if got.payload != "ping" || got.from.Addr().String() != host {
-		t.Fatalf("read %q from %v", got.payload, got.from)
+	got := s.wait(t, n+1)[n]
+	if got.data != "ping" || got.from.String() != peer.LocalAddr().String() {
+		t.Fatalf("received %q from %v, want a ping from %v", got.data, got.from, peer.LocalAddr())
 	}
-	if _, err := c.WriteToAddrPort([]byte("pong"), got.from); err != nil {
+	if _, err := s.conn.WriteToAddrPort([]byte("pong"), got.from); err != nil {
 		t.Fatal(err)
 	}
-	b := c.NewBatch()
-	b.Commit(copy(b.Room(), "pang"), dest(t, c, got.from))
+	b := s.conn.NewBatch()
+	commit(b, "pang", dest(t, s.conn, got.from))
+	commit(b, "pung", dest(t, s.conn, got.from))
 	b.Flush()
-	buf := make([]byte, 100)
 	_ = peer.SetReadDeadline(time.Now().Add(10 * time.Second))
-	for _, want := range []string{"pong", "pang"} {
+	buf := make([]byte, 100)
+	for _, want := range []string{"pong", "pang", "pung"} {
 		if n, err := peer.Read(buf); err != nil || string(buf[:n]) != want {
-			t.Fatalf("peer read %q, %v; want %q", buf[:n], err, want)
+			t.Fatalf("peer read %q, %v, want %s", buf[:n], err, want)
 		}
 	}
 }
@@ -155,239 +181,68 @@ func TestListenRefuses(t *testing.T) {
 	}
 }
 
-func TestDestRefuses(t *testing.T) {
+func TestDest(t *testing.T) {
+	tests := []struct {
+		socket, to string
+		same       string // an address that is the same to the socket
+		err        string
+	}{
+		{socket: "127.0.0.1:0", to: "192.0.2.1:9", same: "[::ffff:192.0.2.1]:9"},
+		{socket: "127.0.0.1:0", to: "[2001:db8::1]:9", err: "an IPv6 address on an IPv4 socket"},
+		{socket: "127.0.0.1:0", to: "192.0.2.1:0", err: "no address"},
+		{socket: "[::1]:0", to: "[2001:db8::1]:9", same: "[2001:db8::1]:9"},
+		{socket: "[::1]:0", to: "192.0.2.1:9", err: "an IPv4 address on an IPv6 socket"},
+		{socket: "[::]:0", to: "192.0.2.1:9", same: "[::ffff:192.0.2.1]:9"},
+		{socket: "[::]:0", to: "[2001:db8::1]:9", same: "[2001:db8::1]:9"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.socket+" to "+tt.to, func(t *testing.T) {
+			c := listen(t, tt.socket, udp.Config{})
+			d, err := c.Dest(netip.MustParseAddrPort(tt.to))
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Fatalf("error %v, want %s", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if *dest(t, c, netip.MustParseAddrPort(tt.to)) != d {
+				t.Error("the same address made twice is not equal")
+			}
+			other := netip.MustParseAddrPort(tt.to)
+			if *dest(t, c, netip.AddrPortFrom(other.Addr(), other.Port()+1)) == d {
+				t.Error("addresses with different ports are equal")
+			}
+		})
+	}
 	c := listen(t, "127.0.0.1:0", udp.Config{})
-	for _, to := range []netip.AddrPort{{}, netip.MustParseAddrPort("[2001:db8::1]:5"), netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("[fe80::1%lo]:5")} {
-		if _, err := c.Dest(to); err == nil {
-			t.Errorf("%v was accepted", to)
-		}
-	}
-	if _, err := c.Dest(netip.MustParseAddrPort("[::ffff:127.0.0.1]:5")); err != nil {
-		t.Errorf("a mapped address: %v", err)
-	}
-}
-
-// Datagrams arrive each by itself, as they were committed and in order, whatever
-// their sizes and peers.
-func TestBatch(t *testing.T) {
-	for _, cfg := range []udp.Config{{}, {NoSegmentation: true}} {
-		t.Run(fmt.Sprintf("NoSegmentation=%v", cfg.NoSegmentation), func(t *testing.T) {
-			a := listen(t, "127.0.0.1:0", cfg)
-			t.Log(a.Segmentation())
-			var ins []<-chan datagram
-			var dests []*udp.Dest
-			for range 3 {
-				peer := listen(t, "127.0.0.1:0", udp.Config{})
-				ins = append(ins, serve(t, peer))
-				dests = append(dests, dest(t, a, peer.AddrPort()))
-			}
-			r := rand.New(rand.NewPCG(1, 2))
-			want := make([][]string, len(ins))
-			var total, bytes uint64
-			b := a.NewBatch()
-			peer, size := 0, 1000
-			for i := range 5000 {
-				if r.IntN(8) == 0 {
-					peer = r.IntN(len(dests))
-				}
-				if r.IntN(12) == 0 {
-					size = []int{1, 20, 500, 1000, 1228, 1600}[r.IntN(6)]
-				}
-				n := size
-				if r.IntN(15) == 0 {
-					n = 1 + r.IntN(1600)
-				}
-				payload := make([]byte, n)
-				for j := range payload {
-					payload[j] = byte(i + j)
-				}
-				b.Commit(copy(b.Room(), payload), dests[peer])
-				want[peer] = append(want[peer], string(payload))
-				total++
-				bytes += uint64(n)
-				if r.IntN(30) == 0 {
-					b.Flush()
-					time.Sleep(100 * time.Microsecond) // for the receivers' buffers
-				}
-			}
-			b.Flush()
-			for i, in := range ins {
-				for j, w := range want[i] {
-					if got := receive(t, in); got.payload != w || got.from != a.AddrPort() {
-						t.Fatalf("peer %d, datagram %d: %d bytes from %v, want %d", i, j, len(got.payload), got.from, len(w))
-					}
-				}
-			}
-			s := a.Stats()
-			if s.PacketsOut != total || s.BytesOut != bytes || s.WriteErrors+s.Dropped > 0 || s.Batches == 0 || s.Messages < s.Batches {
-				t.Errorf("stats are %+v, want %d packets of %d bytes", s, total, bytes)
-			}
-			if cfg.NoSegmentation && s.Messages != total {
-				t.Errorf("%d messages for %d datagrams without segmentation", s.Messages, total)
-			}
-			if runtime.GOOS == "linux" && !cfg.NoSegmentation && s.Messages > total/2 {
-				t.Errorf("%d messages for %d datagrams: they are hardly cut", s.Messages, total)
-			}
-		})
-	}
-}
-
-// A message has no more datagrams and bytes than the kernel takes.
-func TestBatchLimits(t *testing.T) {
-	for _, size := range []int{1, 100, 1022, 1023, 1228, 1600} {
-		a, peer := listen(t, "127.0.0.1:0", udp.Config{}), listen(t, "127.0.0.1:0", udp.Config{})
-		in, to, b := serve(t, peer), dest(t, a, peer.AddrPort()), a.NewBatch()
-		const n = 200
-		for i := range n {
-			room := b.Room()[:size]
-			room[0] = byte(i)
-			b.Commit(size, to)
-		}
-		b.Flush()
-		for i := range n {
-			if got := receive(t, in); len(got.payload) != size || got.payload[0] != byte(i) {
-				t.Fatalf("size %d: datagram %d has %d bytes and is number %d", size, i, len(got.payload), got.payload[0])
-			}
-		}
-		if s := a.Stats(); s.WriteErrors > 0 || s.PacketsOut != n {
-			t.Errorf("size %d: %+v", size, s)
-		}
-	}
-}
-
-// What is no datagram is left alone.
-func TestCommitRefuses(t *testing.T) {
-	a, peer := listen(t, "127.0.0.1:0", udp.Config{}), listen(t, "127.0.0.1:0", udp.Config{})
-	b, to := a.NewBatch(), dest(t, a, peer.AddrPort())
-	for _, n := range []int{-1, 0, udp.PacketRoom + 1} {
-		b.Room()
-		b.Commit(n, to)
-	}
-	b.Flush()
-	if s := a.Stats(); s != (udp.Stats{}) {
-		t.Errorf("stats are %+v", s)
-	}
-}
-
-// Each goroutine has a batch of its own, and none disturbs another's.
-func TestBatchesTogether(t *testing.T) {
-	const senders, each = 4, 2000
-	a, peer := listen(t, "127.0.0.1:0", udp.Config{}), listen(t, "127.0.0.1:0", udp.Config{})
-	in, to := serve(t, peer), dest(t, a, peer.AddrPort())
-	var wg sync.WaitGroup
-	for s := range senders {
-		wg.Go(func() {
-			b := a.NewBatch()
-			for i := range each {
-				room := b.Room()[:1000]
-				clear(room)
-				binary.BigEndian.PutUint32(room, uint32(s))
-				binary.BigEndian.PutUint32(room[4:], uint32(i))
-				b.Commit(len(room), to)
-				if i%20 == 19 {
-					b.Flush()
-					time.Sleep(200 * time.Microsecond)
-				}
-			}
-		})
-	}
-	var next [senders]uint32
-	for range senders * each {
-		p := []byte(receive(t, in).payload)
-		s, i := binary.BigEndian.Uint32(p), binary.BigEndian.Uint32(p[4:])
-		if i != next[s] || !bytes.Equal(p[8:], make([]byte, 992)) {
-			t.Fatalf("sender %d: datagram %d, want %d", s, i, next[s])
-		}
-		next[s]++
-	}
-	wg.Wait()
-}
-
-// A peer that is gone costs the others nothing: the system reports it with a
-// datagram that may be another's.
-func TestUnreachable(t *testing.T) {
-	a, peer, gone := listen(t, "127.0.0.1:0", udp.Config{}), listen(t, "127.0.0.1:0", udp.Config{}), listen(t, "127.0.0.1:0", udp.Config{})
-	in, to, nowhere := serve(t, peer), dest(t, a, peer.AddrPort()), dest(t, a, gone.AddrPort())
-	_ = gone.Close()
-	b := a.NewBatch()
-	for i := range 100 {
-		b.Commit(copy(b.Room(), "x"), nowhere)
-		b.Commit(copy(b.Room(), fmt.Sprint(i)), to)
-		b.Flush()
-	}
-	for i := range 100 {
-		if got := receive(t, in).payload; got != fmt.Sprint(i) {
-			t.Fatalf("datagram %d is %q", i, got)
-		}
-	}
-}
-
-// A device that cannot take messages of that size gets the datagrams one by one,
-// and after three the socket does without.
-func TestSegmentationRefused(t *testing.T) {
-	if os.Getenv("FANLIGHT_UDP_NAMESPACE") == "" {
-		if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-			t.Skip("needs Linux and root, for a network of its own")
-		}
-		const script = "ip link set lo up mtu 1000 && exec \"$0\" -test.run '^TestSegmentationRefused$' -test.v"
-		cmd := exec.Command("unshare", "-n", "sh", "-c", script, os.Args[0])
-		cmd.Env = append(os.Environ(), "FANLIGHT_UDP_NAMESPACE=1")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Errorf("%v\n%s", err, out)
-		}
-		return
-	}
-	a, peer := listen(t, "127.0.0.1:0", udp.Config{}), listen(t, "127.0.0.1:0", udp.Config{})
-	in, to, b := serve(t, peer), dest(t, a, peer.AddrPort()), a.NewBatch()
-	for round := range 5 {
-		for i := range 4 { // fragmented by IP, which segmentation cannot be
-			room := b.Room()[:1200]
-			room[0], room[1] = byte(round), byte(i)
-			b.Commit(len(room), to)
-		}
-		b.Flush()
-	}
-	for i := range 20 {
-		if got := receive(t, in).payload; len(got) != 1200 || got[0] != byte(i/4) || got[1] != byte(i%4) {
-			t.Fatalf("datagram %d: %d bytes, round %d, number %d", i, len(got), got[0], got[1])
-		}
-	}
-	if s := a.Stats(); s.Messages != 20 || s.PacketsOut != 20 || s.WriteErrors > 0 {
-		t.Errorf("stats are %+v, want each datagram in a message of its own", s)
-	}
-}
-
-// With no room in the socket's buffer, what does not fit is dropped and counted,
-// soon.
-func TestNoRoom(t *testing.T) {
-	a, peer := listen(t, "127.0.0.1:0", udp.Config{WriteBuffer: 4096}), listen(t, "127.0.0.1:0", udp.Config{})
-	to, b := dest(t, a, peer.AddrPort()), a.NewBatch()
-	const n = 20_000
-	for range n {
-		b.Room()
-		b.Commit(1000, to)
-	}
-	b.Flush()
-	if s := a.Stats(); s.PacketsOut+s.WriteErrors+s.Dropped != n {
-		t.Errorf("%+v does not add up to %d", s, n)
+	if _, err := c.Dest(netip.AddrPort{}); err == nil {
+		t.Error("no address was accepted")
 	}
 }
 
 func TestStats(t *testing.T) {
 	a, b := listen(t, "127.0.0.1:0", udp.Config{}), listen(t, "127.0.0.1:0", udp.Config{})
-	in := serve(t, b)
-	for _, s := range []string{"one", "three"} {
-		if _, err := a.WriteToAddrPort([]byte(s), b.AddrPort()); err != nil {
-			t.Fatal(err)
+	s := serve(t, b)
+	for _, data := range []string{"one", "three"} {
+		if n, err := a.WriteToAddrPort([]byte(data), b.AddrPort()); err != nil || n != len(data) {
+			t.Fatal(n, err)
 		}
-		if got := receive(t, in); got.from != a.AddrPort() || got.payload != s {
-			t.Fatalf("read %+v", got)
+	}
+	for i, got := range s.wait(t, 2) {
+		if want := (received{[]string{"one", "three"}[i], a.AddrPort()}); got != want {
+			t.Errorf("received %v, want %v", got, want)
 		}
 	}
 	if _, err := a.WriteToAddrPort(make([]byte, 70_000), b.AddrPort()); err == nil {
 		t.Error("a datagram of 70,000 bytes was sent")
 	}
-	if got, want := a.Stats(), (udp.Stats{PacketsOut: 2, BytesOut: 8, WriteErrors: 1}); got != want {
+	if _, err := a.WriteToAddrPort([]byte("x"), netip.MustParseAddrPort("[2001:db8::1]:9")); err == nil {
+		t.Error("a datagram was sent to an IPv6 address from an IPv4 socket")
+	}
+	if got, want := a.Stats(), (udp.Stats{PacketsOut: 2, BytesOut: 8, WriteErrors: 2}); got != want {
 		t.Errorf("sender's stats are %+v, want %+v", got, want)
 	}
 	if got, want := b.Stats(), (udp.Stats{PacketsIn: 2, BytesIn: 8}); got != want {
@@ -397,14 +252,19 @@ func TestStats(t *testing.T) {
 
 func TestClose(t *testing.T) {
 	c := listen(t, "127.0.0.1:0", udp.Config{})
+	b, to := c.NewBatch(), dest(t, c, c.AddrPort())
+	commit(b, "before", to)
 	served := make(chan error)
 	go func() { served <- c.Serve(func([]byte, netip.AddrPort) {}) }()
-	b, to := c.NewBatch(), dest(t, c, c.AddrPort())
+	time.Sleep(10 * time.Millisecond) // so that most runs close it while it waits
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
 	if err := <-served; err != nil {
 		t.Errorf("Serve returned %v", err)
+	}
+	if err := c.Serve(nil); err != nil {
+		t.Errorf("Serve after Close returned %v", err)
 	}
 	if err := c.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
@@ -412,82 +272,203 @@ func TestClose(t *testing.T) {
 	if _, err := c.WriteToAddrPort([]byte("x"), c.AddrPort()); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a write after Close returned %v, want net.ErrClosed", err)
 	}
-	before := c.Stats().WriteErrors
-	b.Commit(copy(b.Room(), "x"), to)
+	commit(b, "after", to)
+	commit(b, "after that", to)
 	b.Flush()
-	if got := c.Stats().WriteErrors - before; got != 1 {
-		t.Errorf("%d datagrams of a batch after Close are counted as refused, want 1", got)
+	b.Flush()
+	if got := c.Stats(); got.WriteErrors+got.PacketsOut != 4 || got.WriteErrors < 3 || got.ReadErrors != 0 {
+		t.Errorf("stats are %+v, want 4 write errors", got)
 	}
 }
 
-// A packet's way through the socket allocates nothing, out or in.
-func TestAllocs(t *testing.T) {
+// Many goroutines serve and write while the socket is closed.
+func TestCloseUnderWay(t *testing.T) {
+	for range 20 {
+		c := listen(t, "127.0.0.1:0", udp.Config{})
+		to := dest(t, c, c.AddrPort())
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				b := c.NewBatch()
+				for range 50 {
+					for range 20 {
+						commit(b, "some", to)
+					}
+					b.Flush()
+				}
+			})
+		}
+		wg.Go(func() {
+			if err := c.Serve(func([]byte, netip.AddrPort) {}); err != nil {
+				t.Errorf("Serve returned %v", err)
+			}
+		})
+		time.Sleep(time.Millisecond)
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if got := c.Stats(); got.PacketsOut+got.WriteErrors+got.Dropped != 4*50*20 {
+			t.Errorf("stats are %+v, want 4000 datagrams in all", got)
+		}
+	}
+}
+
+func TestServeCuts(t *testing.T) {
 	a, b := listen(t, "127.0.0.1:0", udp.Config{}), listen(t, "127.0.0.1:0", udp.Config{})
-	got := make(chan int, 100)
-	served := make(chan error, 1)
-	go func() { served <- b.Serve(func(p []byte, _ netip.AddrPort) { got <- len(p) }) }()
-	buf, addr, to, batch := make([]byte, 1200), b.AddrPort(), dest(t, a, b.AddrPort()), a.NewBatch()
-	if n := testing.AllocsPerRun(100, func() {
-		if _, err := a.WriteToAddrPort(buf, addr); err != nil {
+	s := serve(t, b)
+	for _, n := range []int{5000, 0, 2048} {
+		if _, err := a.WriteToAddrPort(make([]byte, n), b.AddrPort()); err != nil {
 			t.Fatal(err)
 		}
-		for range 5 {
-			batch.Room()
-			batch.Commit(1000, to)
-		}
-		batch.Flush()
-		for range 6 {
-			<-got
-		}
-	}); n != 0 {
-		t.Errorf("%v allocations for six packets, want none", n)
 	}
-	_ = b.Close()
-	if err := <-served; err != nil {
-		t.Error(err)
+	for i, got := range s.wait(t, 3) {
+		if want := []int{2048, 0, 2048}[i]; len(got.data) != want {
+			t.Errorf("datagram %d has %d bytes, want %d", i, len(got.data), want)
+		}
 	}
 }
 
-// BenchmarkBatch sends a frame of ten packets to each of 100 peers: by one write
-// each, by sendmmsg, and with segmentation. An operation is one packet.
-func BenchmarkBatch(b *testing.B) {
-	const peers, packets, size = 100, 10, 1200
-	sink := listen(b, "127.0.0.1:0", udp.Config{ReadBuffer: 4096}) // reads nothing
-	for _, bb := range []struct {
-		name string
-		cfg  udp.Config
-	}{{"writes", udp.Config{}}, {"sendmmsg", udp.Config{NoSegmentation: true}}, {"segments", udp.Config{}}} {
-		b.Run(bb.name, func(b *testing.B) {
-			c := listen(b, "127.0.0.1:0", bb.cfg)
-			batch, payload, addr := c.NewBatch(), make([]byte, size), sink.AddrPort()
-			var dests [peers]*udp.Dest // each has its own, so that no message is for two
-			for i := range dests {
-				dests[i] = dest(b, c, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + i%2)}), addr.Port()))
-			}
-			b.ReportAllocs()
-			b.SetBytes(size)
-			for i := 0; i < b.N; {
-				for _, to := range dests {
-					for range packets {
-						if bb.name == "writes" {
-							_, _ = c.WriteToAddrPort(payload, addr)
-						} else {
-							batch.Commit(copy(batch.Room(), payload), to)
-						}
-						i++
-					}
+// A packet's way through the socket allocates nothing.
+func TestAllocs(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
+		a, b := listen(t, addr, udp.Config{}), listen(t, addr, udp.Config{})
+		came := make(chan struct{}, 1000)
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = b.Serve(func([]byte, netip.AddrPort) { came <- struct{}{} }) })
+		pkt, batch, to := make([]byte, 1200), a.NewBatch(), dest(t, a, b.AddrPort())
+		for _, tt := range []struct {
+			name string
+			send func() int
+		}{
+			{"WriteToAddrPort", func() int {
+				if _, err := a.WriteToAddrPort(pkt, b.AddrPort()); err != nil {
+					t.Error(err)
+				}
+				return 1
+			}},
+			{"Batch", func() int {
+				for i := range 300 {
+					batch.Commit(copy(batch.Room(), pkt[:800+i%50/10]), to)
 				}
 				batch.Flush()
+				return 300
+			}},
+		} {
+			if n := testing.AllocsPerRun(100, func() {
+				for range tt.send() {
+					<-came
+				}
+			}); n != 0 {
+				t.Errorf("%s and Serve: %v allocations, want none", tt.name, n)
 			}
+		}
+		_ = b.Close()
+		wg.Wait()
+	}
+}
+
+// BenchmarkWriteMany is what sessions do: many goroutines, one socket. Package
+// net's own socket is there to compare with.
+func BenchmarkWriteMany(b *testing.B) {
+	own := listen(b, "127.0.0.1:0", udp.Config{})
+	std, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = std.Close() })
+	to := listen(b, "127.0.0.1:0", udp.Config{}).AddrPort()
+	for _, bb := range []struct {
+		name  string
+		write func([]byte, netip.AddrPort) (int, error)
+	}{{"own", own.WriteToAddrPort}, {"net", std.WriteToUDPAddrPort}} {
+		b.Run(bb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.SetParallelism(50)
+			b.RunParallel(func(pb *testing.PB) {
+				pkt := make([]byte, 1200)
+				for pb.Next() {
+					if _, err := bb.write(pkt, to); err != nil {
+						b.Error(err)
+					}
+				}
+			})
 		})
 	}
 }
 
-func TestSegmentationSays(t *testing.T) {
-	if got := listen(t, "127.0.0.1:0", udp.Config{NoSegmentation: true}).Segmentation(); strings.Contains(got, "with UDP_SEGMENT") {
-		t.Errorf("switched off, it says %q", got)
+// BenchmarkBatch sends 10 datagrams of 1,200 bytes to each of 100 peers, who
+// don't read them.
+func BenchmarkBatch(b *testing.B) {
+	const peers, each = 100, 10
+	addrs := make([]netip.AddrPort, peers)
+	for i := range addrs {
+		addrs[i] = listen(b, "127.0.0.1:0", udp.Config{ReadBuffer: 4096}).AddrPort()
 	}
-	if got := listen(t, "127.0.0.1:0", udp.Config{}).Segmentation(); got == "" {
-		t.Error("it does not say how datagrams leave")
+	pkt := make([]byte, 1200)
+	run := func(name string, send func(), sent func() uint64) {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.SetBytes(peers * each * int64(len(pkt)))
+			before := sent()
+			for b.Loop() {
+				send()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(sent()-before), "ns/datagram")
+		})
 	}
+	for _, bb := range []struct {
+		name string
+		cfg  udp.Config
+	}{{"segmentation", udp.Config{}}, {"sendmmsg", udp.Config{NoSegmentation: true}}} {
+		c := listen(b, "127.0.0.1:0", bb.cfg)
+		batch, to := c.NewBatch(), make([]*udp.Dest, peers)
+		for i := range to {
+			to[i] = dest(b, c, addrs[i])
+		}
+		run(bb.name, func() {
+			for _, d := range to {
+				for range each {
+					batch.Commit(copy(batch.Room(), pkt), d)
+				}
+			}
+			batch.Flush()
+		}, func() uint64 { return c.Stats().PacketsOut })
+	}
+	c := listen(b, "127.0.0.1:0", udp.Config{})
+	run("one write", func() {
+		for _, to := range addrs {
+			for range each {
+				if _, err := c.WriteToAddrPort(pkt, to); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+	}, func() uint64 { return c.Stats().PacketsOut })
+}
+
+func ExampleConn_NewBatch() {
+	node, _ := udp.Listen(netip.MustParseAddrPort("127.0.0.1:0"), udp.Config{})
+	viewer, _ := udp.Listen(netip.MustParseAddrPort("127.0.0.1:0"), udp.Config{})
+	to, _ := node.Dest(viewer.AddrPort())
+
+	batch := node.NewBatch()
+	for _, packet := range []string{"a", "burst", "of media"} {
+		n := copy(batch.Room(), packet) // encrypted in place, in truth
+		batch.Commit(n, &to)
+	}
+	batch.Flush()
+
+	received := 0
+	_ = viewer.Serve(func(b []byte, _ netip.AddrPort) {
+		fmt.Println(string(b))
+		if received++; received == 3 {
+			_ = viewer.Close()
+		}
+	})
+	_ = node.Close()
+	// Output:
+	// a
+	// burst
+	// of media
 }
