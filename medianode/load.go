@@ -133,7 +133,7 @@ func (m *meter) admit(bps float64) error {
 		case m.overloaded:
 			return fmt.Errorf("%w: its processors are %s busy after they had reached its limit, %s; below %s it goes on", fleet.NodeFull, percent(m.cpu), percent(m.maxCPU), percent(m.enough()))
 		case cpu > m.maxCPU:
-			return fmt.Errorf("%w: its processors would be %s busy with one more, its limit is %s", fleet.NodeFull, percent(cpu), percent(m.maxCPU))
+			return fmt.Errorf("%w: its processors would be %s busy with one more, its limit is %s", fleet.NodeFull, percent(math.Ceil(100*cpu)/100), percent(m.maxCPU))
 		}
 	}
 	if m.maxEgress > 0 && m.egress+due > m.maxEgress {
@@ -230,9 +230,4 @@ func (n *Node) vacate(c *camera, p place) {
 
 func percent(share float64) string { return fmt.Sprintf("%.0f %%", 100*share) }
 
-func mbits(bps float64) string {
-	if bps < 10_000_000 {
-		return fmt.Sprintf("%.1f Mbit/s", bps/1e6)
-	}
-	return fmt.Sprintf("%.0f Mbit/s", bps/1e6)
-}
+func mbits(bps float64) string { return fmt.Sprintf("%.1f Mbit/s", bps/1e6) }

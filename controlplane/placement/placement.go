@@ -109,15 +109,15 @@ type Camera struct {
 
 // Node is what placement knows of a node that is alive.
 type Node struct {
-	ID        fleet.NodeID
-	Labels    map[string]string
-	Capacity  Capacity
-	Draining  bool  // to be given nothing, and to lose what it has
-	Viewers   int   // observed; coarse
-	EgressBPS int64 // observed; coarse, bits per second
+	ID       fleet.NodeID
+	Labels   map[string]string
+	Capacity Capacity
+	Draining bool // to be given nothing, and to lose what it has
 	// Overloaded says that its processors are too busy, as it has found itself: it
 	// is given cameras only when no other can take them, and loses none for that.
 	Overloaded bool
+	Viewers    int   // observed; coarse
+	EgressBPS  int64 // observed; coarse, bits per second
 }
 
 // Capacity is what a node may be given. 0 in a field: no limit.
