@@ -86,9 +86,13 @@ func (b *balance) node(v nodeView, now time.Time) {
 	b.nodes[v.id] = next
 }
 
-// demand returns how much of a node's capacity its viewers use.
+// demand returns how much of a node's capacity its viewers use; more than all of
+// one that is overloaded.
 func demand(n *store.Node) float64 {
 	c, l := n.Registered.GetCapacity(), n.Registered.GetLoad()
+	if l.GetOverloaded() {
+		return 2
+	}
 	return max(share(int64(l.GetViewers()), int64(c.GetViewers())), share(l.GetEgressBps(), c.GetEgressBps()))
 }
 

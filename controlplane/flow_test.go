@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
@@ -288,6 +289,41 @@ func TestLoadIsPlacedBy(t *testing.T) {
 			t.Errorf("%s was given to the busy node", id)
 		}
 	}
+}
+
+// A node whose processors are too busy keeps its cameras and is given no other
+// while another node fits, until it says that it is not any more.
+func TestOverloadedNodeIsPlacedLast(t *testing.T) {
+	r := start(t, options{config: controlplane.Config{RebalanceMoves: -1}}) // n1 would take what n2 has once it is calm
+	capacity := &controlv1.NodeCapacity{Cameras: 20, CpuUtilization: 0.85}
+	busy := r.connect(&controlv1.Hello{Node: "nodes/n1", Capacity: capacity})
+	r.create(camera("first"))
+	r.eventually("placed", func() bool { return r.get("first").GetStatus().GetNode() == "nodes/n1" })
+	r.connect(&controlv1.Hello{Node: "nodes/n2", Capacity: &controlv1.NodeCapacity{Cameras: 4}})
+	report := func(load *controlv1.NodeLoad) {
+		busy.send(&controlv1.SyncRequest{Message: &controlv1.SyncRequest_Report{Report: &controlv1.Report{Load: load}}})
+		r.eventually("the load is known", func() bool { return proto.Equal(r.getNode("n1").GetLoad(), load) })
+	}
+	place := func(id, want string) {
+		t.Helper()
+		r.create(camera(id))
+		r.eventually("placed", func() bool { return r.get(id).GetStatus().GetNode() != "" })
+		if at := r.get(id).GetStatus().GetNode(); at != "nodes/"+want {
+			t.Errorf("%s was given to %s, want %s", id, at, want)
+		}
+	}
+	report(&controlv1.NodeLoad{Cameras: 1, CpuUtilization: 0.91, Overloaded: true})
+	for i := range 3 { // n1 has more room
+		place(fmt.Sprintf("c-%d", i), "n2")
+	}
+	if got := r.getNode("n1"); got.GetCapacity().GetCpuUtilization() != 0.85 || got.GetAssignedCameras() != 1 {
+		t.Errorf("the overloaded node is %v", got)
+	}
+	report(&controlv1.NodeLoad{Cameras: 1, CpuUtilization: 0.5})
+	place("after", "n1")
+	report(&controlv1.NodeLoad{Cameras: 1, CpuUtilization: 0.9, Overloaded: true})
+	place("last-of-n2", "n2")
+	place("nobody-else", "n1")
 }
 
 func TestHello(t *testing.T) {

@@ -387,6 +387,8 @@ func (p *planner) takeNode(id fleet.NodeID, now time.Time) {
 		Draining:  v.leaves(),
 		Viewers:   int(n.GetLoad().GetViewers()),
 		EgressBPS: n.GetLoad().GetEgressBps(),
+		// The node keeps from flapping, so that all leaders see the same.
+		Overloaded: n.GetLoad().GetOverloaded(),
 	})
 }
 

@@ -42,7 +42,7 @@ func TestSecureFleet(t *testing.T) {
 	})...))
 	s := &system{grpc: plane.announced(t, "api"), processes: []*process{plane}}
 	node := start(t, "node", fanlight(slices.Concat([]string{"medianode"}, keys("node", "node-1"), []string{
-		"--control-plane", s.grpc, "--grpc", "127.0.0.1:0", "--media", "127.0.0.1:0",
+		"--control-plane", s.grpc, "--grpc", "127.0.0.1:0", "--media", "127.0.0.1:0", "--max-cpu", "100",
 	})...))
 	node.announced(t, "node")
 	gateway := start(t, "gateway", fanlight(slices.Concat([]string{"signaling"}, keys("gateway", "gateway-1"), []string{

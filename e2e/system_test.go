@@ -50,6 +50,7 @@ func upAt(t *testing.T, data string, args ...string) *system {
 	t.Helper()
 	p := start(t, "up", fanlight(append([]string{
 		"up", "--data", data, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--media", "127.0.0.1:0", "--log-level", "debug",
+		"--max-cpu", "100", // the machine's load must refuse nobody
 	}, args...)...))
 	return &system{
 		grpc:      p.announced(t, "api"),
@@ -65,7 +66,7 @@ func separate(t *testing.T) *system {
 	s := &system{grpc: plane.announced(t, "api"), processes: []*process{plane}}
 	for _, name := range []string{"node-a", "node-b"} {
 		p := start(t, name, fanlight("medianode", "--node", name, "--node-label", "name="+name, "--control-plane", s.grpc,
-			"--grpc", "127.0.0.1:0", "--media", "127.0.0.1:0", "--log-level", "debug"))
+			"--grpc", "127.0.0.1:0", "--media", "127.0.0.1:0", "--max-cpu", "100", "--log-level", "debug"))
 		p.announced(t, "node")
 		s.processes = append(s.processes, p)
 	}

@@ -244,7 +244,7 @@ func (n *Node) hello() *controlv1.Hello {
 		Labels: n.cfg.Labels, Version: n.cfg.Version,
 		Capacity: &controlv1.NodeCapacity{
 			Cameras: int32(n.cfg.Capacity.Cameras), Viewers: int32(n.cfg.Capacity.Viewers),
-			IngressBps: n.cfg.Capacity.IngressBPS, EgressBps: n.cfg.Capacity.EgressBPS,
+			IngressBps: n.cfg.Capacity.IngressBPS, EgressBps: n.cfg.Capacity.EgressBPS, CpuUtilization: n.meter.maxCPU,
 		},
 	}
 	for _, c := range n.list() {

@@ -32,6 +32,8 @@ type camera struct {
 	desired   desired
 	suspended bool
 	sessions  int
+	orphans   int       // of these, sessions whose gateway is gone
+	replaced  int       // of these, those whose viewer is back with another
 	idleSince time.Time // when the last session left; zero: there has been none
 	handOver  time.Time // by when, while that is the node's part
 	figures   figures   // as last reported
@@ -101,6 +103,38 @@ func (c *camera) leave() {
 	c.idleSince = time.Now()
 	c.mu.Unlock()
 	c.poke()
+}
+
+// orphan counts a session whose gateway is gone until done is called.
+func (c *camera) orphan() (done func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.orphans++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.orphans--
+		c.replaced = max(c.replaced-1, 0)
+	}
+}
+
+// replaces tells whether a new session takes the place of an orphan: nobody
+// knows which viewer has come back, but that one has is likely.
+func (c *camera) replaces() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.replaced >= c.orphans {
+		return false
+	}
+	c.replaced++
+	return true
+}
+
+// replacesNot says that such a session could not be opened.
+func (c *camera) replacesNot() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.replaced = max(c.replaced-1, 0)
 }
 
 func (c *camera) poke() {

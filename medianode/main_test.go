@@ -208,6 +208,11 @@ func (b *logBuffer) String() string {
 	return b.buf.String()
 }
 
+// newLog logs everything to a buffer.
+func newLog(b *logBuffer) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
 // newRig starts everything; cameras are in cams, the node as in cfg.
 func newRig(t *testing.T, cams simcam.Config, cfg Config) *rig {
 	t.Helper()
@@ -251,7 +256,10 @@ func newRig(t *testing.T, cams simcam.Config, cfg Config) *rig {
 	controlv1.RegisterAgentServiceServer(server, r.control)
 	t.Cleanup(start(func(ctx context.Context) error { return server.Serve(ctx, controlPipe) }))
 
-	cfg.Log = slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	cfg.Log = newLog(r.log)
+	if cfg.Capacity.CPU == 0 {
+		cfg.Capacity.CPU = 1 // how busy the tests keep the machine must refuse nobody
+	}
 	cfg.Node, cfg.SessionAddress, cfg.ControlPlane = "node-1", "127.0.0.1:2", dial(controlPipe)
 	cfg.SourceRetry = source.Retry{Min: 100 * time.Millisecond, Max: 500 * time.Millisecond, Hold: 500 * time.Millisecond}
 	r.node, err = New(cfg)

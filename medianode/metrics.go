@@ -52,6 +52,7 @@ type loadMetrics struct {
 	cameras, sessions, orphans           *metrics.Sampled
 	maxCameras, maxSessions              *metrics.Sampled
 	maxIngress, maxEgress                *metrics.Sampled
+	cpu, maxCPU, overloaded              *metrics.Sampled
 	connected, changed, expired, leaving *metrics.Sampled
 }
 
@@ -141,6 +142,9 @@ func newLoadMetrics(s *metrics.Set) loadMetrics {
 		maxSessions: s.Sampled(metrics.KindGauge, "fanlight_node_capacity_sessions", "Sessions that the node takes."),
 		maxIngress:  s.Sampled(metrics.KindGauge, "fanlight_node_capacity_ingress_bytes_per_second", "Bytes a second from cameras that the node may be given; not exported without a limit."),
 		maxEgress:   s.Sampled(metrics.KindGauge, "fanlight_node_capacity_egress_bytes_per_second", "Bytes a second to viewers that the node may be given; not exported without a limit."),
+		cpu:         s.Sampled(metrics.KindGauge, "fanlight_node_cpu_utilization", "How busy the node's process keeps the processors that it may use, as a share of them all, 0 to 1, over some seconds."),
+		maxCPU:      s.Sampled(metrics.KindGauge, "fanlight_node_capacity_cpu_utilization", "How busy they may be: beyond it the node refuses sessions; not exported without a limit."),
+		overloaded:  s.Sampled(metrics.KindGauge, "fanlight_node_overloaded", "1 while the node refuses sessions because its processors have reached that limit, until they are clearly less busy."),
 		connected:   s.Sampled(metrics.KindGauge, "fanlight_node_control_connected", "1 while a control plane has the node's control stream."),
 		changed:     s.Sampled(metrics.KindGauge, "fanlight_node_control_change_timestamp_seconds", "When fanlight_node_control_connected last changed, in seconds since 1970."),
 		expired:     s.Sampled(metrics.KindGauge, "fanlight_node_lease_expired", "1 while the node's lease has run out as far as it knows: cameras that accept a single RTSP session are not pulled then."),
@@ -329,6 +333,9 @@ func (m *nodeMetrics) sampleNode(k metrics.Sink) {
 	k.Bool(l.leaving, stopping || n.left())
 	capacity := n.cfg.Capacity
 	k.Put(l.maxSessions, float64(capacity.Viewers))
+	load := n.meter.load()
+	k.Put(l.cpu, load.cpu)
+	k.Bool(l.overloaded, load.overloaded)
 	for _, limit := range []struct {
 		metric *metrics.Sampled
 		value  float64
@@ -336,6 +343,7 @@ func (m *nodeMetrics) sampleNode(k metrics.Sink) {
 		{l.maxCameras, float64(capacity.Cameras)},
 		{l.maxIngress, float64(capacity.IngressBPS) / 8},
 		{l.maxEgress, float64(capacity.EgressBPS) / 8},
+		{l.maxCPU, n.meter.maxCPU},
 	} {
 		if limit.value > 0 {
 			k.Put(limit.metric, limit.value)

@@ -27,6 +27,13 @@
 // open another through another gateway without losing the picture. Until then it
 // counts as a viewer of its camera, but not towards the node's limit.
 //
+// A node refuses sessions (NODE_FULL) before those that it has suffer: when it
+// has as many as it may, when its processors are busier than they may be, and when
+// it would send more than it may (load.go). What it uses it measures each second.
+// What has been admitted since counts with what it is going to cost, so that
+// many viewers who come at once are not all let in. No session is ever ended for
+// load.
+//
 // A node that is to stop can leave first (leave.go): its cameras move away, step
 // by step, while it serves.
 //
@@ -90,20 +97,33 @@ type Config struct {
 
 	OrphanTimeout   time.Duration // how long a session outlives its gateway's stream; 0: 15 s
 	HandOverTimeout time.Duration // how long viewers may take to follow a camera that has moved; 0: 30 s
+
+	usage        func() usage  // nil: the process's; tests have others
+	measureEvery time.Duration // 0: 1 s
 }
 
 // The defaults of Config.
 const (
 	DefaultOrphanTimeout   = 15 * time.Second
 	DefaultHandOverTimeout = 30 * time.Second
+
+	// DefaultCPU is Capacity.CPU if that is 0: what is left is for what comes in
+	// bursts, keyframes above all. The process's own time counts alone; where others
+	// need the same processors, the limit should be lower, or the process should
+	// have a quota (of its cgroup, on Linux): then that is what it may use.
+	DefaultCPU = 0.85
 )
 
 // Capacity is what a node may be given. 0 in a field: no limit, but in Viewers.
 type Capacity struct {
 	Cameras    int
 	IngressBPS int64 // bits per second from cameras
-	EgressBPS  int64 // bits per second to viewers
+	EgressBPS  int64 // bits per second to viewers; the node refuses sessions beyond it itself
 	Viewers    int   // sessions; the node refuses more itself; 0: 1,000
+	// CPU is how busy the node's process may keep its processors, as a share of
+	// all that it may use (GOMAXPROCS): it refuses sessions beyond it. 0: 0.85; 1 or
+	// more: no limit.
+	CPU float64
 }
 
 // Node is one media node. Its methods may be called from any goroutine.
@@ -114,6 +134,7 @@ type Node struct {
 	bootID  string
 	changes *changes // the cameras with something to report
 	metrics *nodeMetrics
+	meter   *meter
 	leaving chan struct{} // closed by Leave
 
 	mu       sync.Mutex // guards the rest; taken before a camera's
@@ -149,6 +170,9 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Capacity.Viewers <= 0 {
 		cfg.Capacity.Viewers = session.DefaultMaxSessions
 	}
+	if cfg.Capacity.CPU <= 0 {
+		cfg.Capacity.CPU = DefaultCPU
+	}
 	if cfg.OrphanTimeout <= 0 {
 		cfg.OrphanTimeout = DefaultOrphanTimeout
 	}
@@ -156,10 +180,16 @@ func New(cfg Config) (*Node, error) {
 		cfg.HandOverTimeout = DefaultHandOverTimeout
 	}
 	n := &Node{
-		cfg: cfg, log: cfg.Log.With("node", string(cfg.Node)), bootID: rand.Text(), changes: newChanges(),
+		cfg: cfg, log: cfg.Log.With("node", string(cfg.Node)), bootID: rand.Text(), changes: newChanges(), meter: newMeter(cfg.Capacity),
 		leaving: make(chan struct{}), stopping: true, away: time.Now(),
 		cameras: make(map[fleet.CameraID]*camera), ending: make(map[fleet.CameraID]*camera),
 		seen: make(map[fleet.CameraID]int64), applied: make(chan struct{}),
+	}
+	if n.cfg.usage == nil {
+		n.cfg.usage = n.usage
+	}
+	if n.cfg.measureEvery <= 0 {
+		n.cfg.measureEvery = measureEvery
 	}
 	n.metrics = newNodeMetrics(n)
 	return n, nil
@@ -183,6 +213,9 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mu.Unlock()
 	n.log.Info("media node started", "media", media.String(), "session_address", n.cfg.SessionAddress, "sending", engine.Sending(), "version", n.cfg.Version)
 
+	n.meter.measure(n.cfg.usage())
+	var measuring sync.WaitGroup
+	measuring.Go(func() { n.measure(ctx) })
 	a := &agent{node: n, client: controlv1.NewAgentServiceClient(n.cfg.ControlPlane), lease: lease{changed: make(chan struct{}, 1)}}
 	a.run(ctx)
 
@@ -194,6 +227,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	n.mu.Unlock()
 	n.running.Wait()
+	measuring.Wait()
 	if err := engine.Close(); err != nil {
 		n.log.Warn("media sockets not closed", "error", err)
 	}

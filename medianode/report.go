@@ -96,14 +96,15 @@ func (c *controlStream) reportChanges(now time.Time) error {
 func (c *controlStream) reportFigures(now time.Time) error {
 	n := c.agent.node
 	var out []*controlv1.ObservedCamera
-	load := nodeLoad{next: now.Add(figuresInterval + rand.N(figuresCheck))}
+	load := n.meter.load()
+	load.next = now.Add(figuresInterval + rand.N(figuresCheck))
 	for _, camera := range n.list() {
 		if o := camera.observe(now, false); o != nil {
 			out = append(out, o)
 		}
 		load.add(camera)
 	}
-	if !now.Before(c.load.next) && load.moved(c.load) {
+	if load.due(c.load, now) {
 		c.load = load
 		return c.report(out, load.proto(), nil)
 	}
@@ -128,29 +129,44 @@ type nodeLoad struct {
 	next             time.Time // the next report is not due before
 	cameras, viewers int
 	ingress, egress  float64 // bits per second
+	cpu              float64 // of all processors
+	overloaded       bool
 }
 
-// add adds a camera. What goes to its viewers is taken to be what comes, once
-// for each.
+// add counts a camera and its viewers.
 func (l *nodeLoad) add(c *camera) {
 	status, _ := c.status()
-	bps := float64(c.stream.Stats().BitrateBPS)
 	if status.State != fleet.CameraIdle {
 		l.cameras++
 	}
 	l.viewers += status.Viewers
-	l.ingress += bps
-	l.egress += bps * float64(status.Viewers)
+}
+
+const (
+	// leastEgress is the change of what is sent that is worth a report, in bits per
+	// second: ICE alone sends something, and never twice as much.
+	leastEgress = 100_000
+	// leastCPU is that of the processors, as a share of all.
+	leastCPU = 0.05
+)
+
+// due tells whether l is to be reported now, after old. That the node has become
+// overloaded does not wait: it is about to be given cameras. That it is not any
+// more does, so that a node on the brink does not say something else each second.
+func (l nodeLoad) due(old nodeLoad, now time.Time) bool {
+	return !now.Before(old.next) && l.moved(old) || l.overloaded && !old.overloaded
 }
 
 // moved tells whether l is worth a report after old.
 func (l nodeLoad) moved(old nodeLoad) bool {
-	return l.cameras != old.cameras || l.viewers != old.viewers || noticeable(old.ingress, l.ingress) || noticeable(old.egress, l.egress)
+	return l.cameras != old.cameras || l.viewers != old.viewers || l.overloaded != old.overloaded || noticeable(old.ingress, l.ingress) ||
+		noticeable(old.egress, l.egress) && math.Abs(l.egress-old.egress) > leastEgress || math.Abs(l.cpu-old.cpu) > leastCPU
 }
 
 func (l nodeLoad) proto() *controlv1.NodeLoad {
 	return &controlv1.NodeLoad{
 		Cameras: int32(l.cameras), Viewers: int32(l.viewers), IngressBps: int64(l.ingress), EgressBps: int64(l.egress),
+		CpuUtilization: math.Round(1000*l.cpu) / 1000, Overloaded: l.overloaded,
 	}
 }
 

@@ -90,25 +90,53 @@ func TestFiguresMoved(t *testing.T) {
 }
 
 func TestNodeLoad(t *testing.T) {
-	old := nodeLoad{cameras: 2, viewers: 5, ingress: 4e6, egress: 10e6}
+	old := nodeLoad{cameras: 2, viewers: 5, ingress: 4e6, egress: 10e6, cpu: 0.21}
 	same := old
-	same.egress = 10.5e6
+	same.egress, same.cpu = 10.5e6, 0.25
 	if same.moved(old) {
-		t.Error("a little more egress is reported")
+		t.Error("a little more egress, on busier processors, is reported")
+	}
+	if (nodeLoad{egress: 3_000}).moved(nodeLoad{egress: 2_000}) {
+		t.Error("what ICE sends is reported")
 	}
 	for i, now := range []nodeLoad{
-		{cameras: 3, viewers: 5, ingress: 4e6, egress: 10e6},
-		{cameras: 2, viewers: 4, ingress: 4e6, egress: 10e6},
-		{cameras: 2, viewers: 5, ingress: 6e6, egress: 10e6},
-		{cameras: 2, viewers: 5, ingress: 4e6, egress: 20e6},
+		{cameras: 3, viewers: 5, ingress: 4e6, egress: 10e6, cpu: 0.21},
+		{cameras: 2, viewers: 4, ingress: 4e6, egress: 10e6, cpu: 0.21},
+		{cameras: 2, viewers: 5, ingress: 6e6, egress: 10e6, cpu: 0.21},
+		{cameras: 2, viewers: 5, ingress: 4e6, egress: 20e6, cpu: 0.21},
+		{cameras: 2, viewers: 5, ingress: 4e6, egress: 10e6, cpu: 0.27},
+		{cameras: 2, viewers: 5, ingress: 4e6, egress: 10e6, cpu: 0.21, overloaded: true},
 	} {
 		if !now.moved(old) {
 			t.Errorf("load %d is not reported", i)
 		}
 	}
-	want := &controlv1.NodeLoad{Cameras: 2, Viewers: 5, IngressBps: 4_000_000, EgressBps: 10_000_000}
+	want := &controlv1.NodeLoad{Cameras: 2, Viewers: 5, IngressBps: 4_000_000, EgressBps: 10_000_000, CpuUtilization: 0.21}
 	if diff := cmp.Diff(want, old.proto(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// That a node has become overloaded is said at once; all else, and that it is not
+// any more, when it is time.
+func TestNodeLoadIsDue(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	calm, busy := nodeLoad{cpu: 0.5, next: now.Add(time.Second)}, nodeLoad{cpu: 0.9, overloaded: true, next: now.Add(time.Second)}
+	for name, c := range map[string]struct {
+		now, old nodeLoad
+		at       time.Time
+		want     bool
+	}{
+		"overloaded":            {busy, calm, now, true},
+		"still so":              {busy, busy, now.Add(time.Minute), false},
+		"not any more, early":   {calm, busy, now, false},
+		"not any more, in time": {calm, busy, now.Add(time.Second), true},
+		"busier, early":         {nodeLoad{cpu: 0.6}, calm, now, false},
+		"busier, in time":       {nodeLoad{cpu: 0.6}, calm, now.Add(time.Second), true},
+	} {
+		if got := c.now.due(c.old, c.at); got != c.want {
+			t.Errorf("%s: due is %v", name, got)
+		}
 	}
 }
 

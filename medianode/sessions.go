@@ -47,13 +47,13 @@ func (s *sessionService) OpenSession(stream sessionStream) error {
 	if err != nil {
 		return fmt.Errorf("open session: %w", err)
 	}
-	engine, c, err := s.node.join(stream.Context(), id, open.GetGeneration())
+	engine, c, at, err := s.node.join(stream.Context(), id, open.GetGeneration())
 	if err != nil {
 		s.node.metrics.opened(err)
 		return err // its text is for the viewer
 	}
 	v := &viewing{
-		node: s.node, camera: c, id: fleet.SessionID(open.GetSession()), stream: stream,
+		node: s.node, camera: c, place: at, id: fleet.SessionID(open.GetSession()), stream: stream,
 		viewer: clip(open.GetViewer()), remote: clip(open.GetRemoteAddress()), begun: time.Now(), done: make(chan struct{}),
 		out: make(chan *mediav1.OpenSessionResponse, unsent), overflow: make(chan struct{}),
 	}
@@ -72,32 +72,36 @@ func checkOpen(open *mediav1.Open) error {
 	return nil
 }
 
-// join counts a session in, at its camera and as one that Run waits for: the
-// caller calls leave when it has ended. A gateway may have heard of an assignment
+// join counts a session in, at its camera and as one that Run waits for, if there
+// is room for it: the caller calls leave when it has ended. A gateway may have heard of an assignment
 // before the node has: it is waited for.
-func (n *Node) join(ctx context.Context, id fleet.CameraID, generation int64) (*session.Engine, *camera, error) {
+func (n *Node) join(ctx context.Context, id fleet.CameraID, generation int64) (*session.Engine, *camera, place, error) {
 	timeout := time.After(routeLead)
 	for {
 		n.mu.Lock()
 		engine, c, applied := n.engine, n.cameras[id], n.applied
+		var at place
 		err := n.admit(c, id, generation)
+		if err == nil {
+			at, err = n.place(c)
+		}
 		if err == nil {
 			c.join() // under n.mu, so that a camera let go later ends the session
 			n.running.Add(1)
 		}
 		n.mu.Unlock()
 		if err == nil {
-			return engine, c, nil
+			return engine, c, at, nil
 		}
-		if errors.Is(err, fleet.NodeStopping) || generation == 0 || n.knows(id, generation) {
-			return nil, nil, err
+		if errors.Is(err, fleet.NodeStopping) || errors.Is(err, fleet.NodeFull) || generation == 0 || n.knows(id, generation) {
+			return nil, nil, place{}, err
 		}
 		select {
 		case <-applied:
 		case <-timeout:
-			return nil, nil, err
+			return nil, nil, place{}, err
 		case <-ctx.Done():
-			return nil, nil, stopped(ctx)
+			return nil, nil, place{}, stopped(ctx)
 		}
 	}
 }

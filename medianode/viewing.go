@@ -31,6 +31,7 @@ type viewing struct {
 	// Static after OpenSession.
 	node   *Node
 	camera *camera
+	place  place
 	id     fleet.SessionID
 	viewer string // who watches, as the gateway says
 	remote string // where from
@@ -64,6 +65,7 @@ func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1
 	})
 	v.node.metrics.opened(err)
 	if err != nil {
+		v.node.vacate(v.camera, v.place)
 		v.end(session.Stats{}, err)
 		return err
 	}
@@ -140,7 +142,8 @@ func (v *viewing) orphan(s *session.Session) bool {
 	if v.ended {
 		return false
 	}
-	v.orphaned, v.counted = true, v.node.metrics.orphan()
+	uncount, unawait := v.node.metrics.orphan(), v.camera.orphan()
+	v.orphaned, v.counted = true, func() { uncount(); unawait() }
 	v.camera.log.Debug("session orphaned", "session", string(v.id))
 	time.AfterFunc(v.node.cfg.OrphanTimeout, func() { v.cancel(errOrphan) }) // after the session's end it does nothing
 	return true

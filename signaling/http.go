@@ -217,7 +217,7 @@ func (g *Gateway) problemStatus(w http.ResponseWriter, status int, err error) {
 	case http.StatusUnauthorized:
 		h.Set("WWW-Authenticate", `Bearer realm="fanlight"`)
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
-		h.Set("Retry-After", "2")
+		h.Set("Retry-After", retryAfter(err))
 	}
 	body, _ := json.Marshal(struct {
 		Title  string `json:"title"`
@@ -227,6 +227,16 @@ func (g *Gateway) problemStatus(w http.ResponseWriter, status int, err error) {
 	}{http.StatusText(status), status, wireReason(err), sentence(err)})
 	w.WriteHeader(status)
 	_, _ = w.Write(body)
+}
+
+// retryAfter returns in how many seconds a player may try again (RFC 9110
+// §10.2.3). A node that is full is so for a while, and refusing costs it something
+// too: players of our own wait as long.
+func retryAfter(err error) string {
+	if reasonOf(err) == fleet.NodeFull {
+		return "30"
+	}
+	return "2"
 }
 
 // writeJSON answers with a value.

@@ -158,6 +158,19 @@ func TestWHEPRefusals(t *testing.T) {
 		resp, body := h.do("POST", "/v1/cameras/lobby/whep", sdpType, testOffer)
 		h.wantProblem(resp, body, http.StatusNotAcceptable, "codec_unsupported")
 	})
+	t.Run("node is full", func(t *testing.T) {
+		go func() {
+			n.next().end <- fmt.Errorf("%w: its processors are 91 %% busy, its limit is 85 %%", fleet.NodeFull)
+		}()
+		resp, body := h.do("POST", "/v1/cameras/lobby/whep", sdpType, testOffer)
+		h.wantProblem(resp, body, http.StatusServiceUnavailable, "node_full")
+		if got := resp.Header.Get("Retry-After"); got != "30" {
+			t.Errorf("Retry-After %q", got)
+		}
+		if !strings.Contains(body, `"detail":"the node takes no more sessions: its processors are 91 % busy, its limit is 85 %"`) {
+			t.Errorf("body %s", body)
+		}
+	})
 	t.Run("node does not answer", func(t *testing.T) {
 		resp, body := h.do("POST", "/v1/cameras/lobby/whep", sdpType, testOffer)
 		h.wantProblem(resp, body, http.StatusServiceUnavailable, "node_unreachable")

@@ -31,6 +31,7 @@ type nodeFlags struct {
 
 	cameras, viewers      int
 	ingressBPS, egressBPS int64
+	cpu                   float64 // per cent
 }
 
 func (f *nodeFlags) flags(flags *pflag.FlagSet, name, nameUsage string) {
@@ -40,9 +41,10 @@ func (f *nodeFlags) flags(flags *pflag.FlagSet, name, nameUsage string) {
 	flags.StringToStringVar(&f.labels, "node-label", nil, "the node's label, `key=value`, for the cameras' selectors; several allowed")
 	flags.StringSliceVar(&f.networks, "camera-networks", nil, "`networks` that cameras may be in (default: all)")
 	flags.IntVar(&f.cameras, "max-cameras", 0, "`cameras` that the node may be given (0: no limit)")
-	flags.IntVar(&f.viewers, "max-viewers", 0, "`sessions` that the node may be given (0: 1,000)")
+	flags.IntVar(&f.viewers, "max-viewers", 0, "`sessions` that the node takes (0: 1,000)")
+	flags.Float64Var(&f.cpu, "max-cpu", 100*medianode.DefaultCPU, "`per cent` of the processors that the process may use, beyond which the node refuses sessions (100: no limit)")
 	flags.Int64Var(&f.ingressBPS, "max-ingress-bps", 0, "`bits` per second from cameras that the node may be given (0: no limit)")
-	flags.Int64Var(&f.egressBPS, "max-egress-bps", 0, "`bits` per second to viewers that the node may be given (0: no limit)")
+	flags.Int64Var(&f.egressBPS, "max-egress-bps", 0, "`bits` per second to viewers, beyond which the node refuses sessions (0: no limit)")
 }
 
 // mediaAddr resolves --media: an IP address and port; an empty host means all
@@ -84,6 +86,9 @@ func (f *nodeFlags) config(log *slog.Logger, control *grpc.ClientConn, sessionAd
 	if err != nil {
 		return medianode.Config{}, err
 	}
+	if !(f.cpu > 0 && f.cpu <= 100) { // also of NaN
+		return medianode.Config{}, usagef("--max-cpu %v: must be more than 0, and 100 at most, which is no limit", f.cpu)
+	}
 	cfg := medianode.Config{
 		Log:            log.With("component", "medianode"),
 		Node:           id,
@@ -93,7 +98,7 @@ func (f *nodeFlags) config(log *slog.Logger, control *grpc.ClientConn, sessionAd
 		Labels:         f.labels,
 		CameraNetworks: networks,
 		Version:        buildVersion(),
-		Capacity:       medianode.Capacity{Cameras: f.cameras, Viewers: f.viewers, IngressBPS: f.ingressBPS, EgressBPS: f.egressBPS},
+		Capacity:       medianode.Capacity{Cameras: f.cameras, Viewers: f.viewers, IngressBPS: f.ingressBPS, EgressBPS: f.egressBPS, CPU: f.cpu / 100},
 	}
 	for _, a := range f.advertise {
 		ip, err := netip.ParseAddr(a)

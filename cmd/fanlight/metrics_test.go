@@ -306,7 +306,8 @@ func documented(t *testing.T) map[string]string {
 // more series.
 func TestMetricsOfARunningFleet(t *testing.T) {
 	r := runs(t, "up", "--demo", "2", "--data", filepath.Join(t.TempDir(), "data"),
-		"--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--media", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+		"--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--media", "127.0.0.1:0", "--metrics", "127.0.0.1:0",
+		"--max-cpu", "100") // the tests' own load must refuse nobody
 	page := await(t, &r.out, `page (http://\S+)/`)
 	url := await(t, &r.err, `msg=metrics address=(http://\S+)`)
 	awaitValue(t, url, 2, "fanlight_controlplane_cameras", "state", "live")

@@ -55,7 +55,7 @@ func newNodeList(a *app) *cobra.Command {
 				for _, n := range nodes {
 					rows = append(rows, nodeRow(n))
 				}
-				return printTable(a.stdout, []string{"NAME", "STATE", "CAMERAS", "VIEWERS", "IN", "OUT", "ADDRESS", "VERSION", "LABELS"}, rows)
+				return printTable(a.stdout, []string{"NAME", "STATE", "CAMERAS", "VIEWERS", "CPU", "IN", "OUT", "ADDRESS", "VERSION", "LABELS"}, rows)
 			})
 		},
 	}
@@ -80,12 +80,25 @@ func listNodes(ctx context.Context, svc controlv1.NodeServiceClient) ([]*control
 }
 
 // nodeState returns a node's state in a word; "leaving" of one whose process is
-// about to stop.
+// about to stop, "overloaded" of one that is ready and refuses sessions because
+// its processors are too busy.
 func nodeState(n *controlv1.Node) string {
 	if n.GetLeaving() && n.GetDrain() == nil {
 		return "leaving"
 	}
-	return enumText(n.GetState().String(), "STATE_")
+	state := enumText(n.GetState().String(), "STATE_")
+	if n.GetLoad().GetOverloaded() && n.GetState() == controlv1.Node_STATE_READY {
+		return "overloaded"
+	}
+	return state
+}
+
+// cpuText returns how busy processors are; empty for 0, which is unknown.
+func cpuText(share float64) string {
+	if share <= 0 {
+		return ""
+	}
+	return strconv.FormatFloat(100*share, 'f', 0, 64) + "%"
 }
 
 func nodeRow(n *controlv1.Node) []string {
@@ -94,7 +107,7 @@ func nodeRow(n *controlv1.Node) []string {
 		cameras += "/" + strconv.Itoa(int(limit))
 	}
 	return []string{
-		shortName(n.GetName()), nodeState(n), cameras, strconv.Itoa(int(n.GetLoad().GetViewers())),
+		shortName(n.GetName()), nodeState(n), cameras, strconv.Itoa(int(n.GetLoad().GetViewers())), cpuText(n.GetLoad().GetCpuUtilization()),
 		bitrateText(n.GetLoad().GetIngressBps()), bitrateText(n.GetLoad().GetEgressBps()),
 		n.GetSessionAddress(), n.GetVersion(), labelText(n.GetLabels()),
 	}
@@ -106,10 +119,12 @@ func nodeFields(n *controlv1.Node) [][2]string {
 		{"state", nodeState(n)},
 		{"cameras", strconv.Itoa(int(n.GetAssignedCameras()))},
 		{"viewers", strconv.Itoa(int(n.GetLoad().GetViewers()))},
+		{"cpu", cpuText(n.GetLoad().GetCpuUtilization())},
 		{"from cameras", bitrateText(n.GetLoad().GetIngressBps())},
 		{"to viewers", bitrateText(n.GetLoad().GetEgressBps())},
 		{"camera limit", countText(int64(n.GetCapacity().GetCameras()))},
 		{"viewer limit", countText(int64(n.GetCapacity().GetViewers()))},
+		{"cpu limit", cpuText(n.GetCapacity().GetCpuUtilization())},
 		{"ingress limit", bitrateText(n.GetCapacity().GetIngressBps())},
 		{"egress limit", bitrateText(n.GetCapacity().GetEgressBps())},
 		{"session address", printable(n.GetSessionAddress())},

@@ -23,6 +23,11 @@
 // camera from the only node that could pull it, and no camera is taken from a
 // node for them: its viewers would come along.
 //
+// So is a node that says that it is overloaded, because its processors are too
+// busy: it is given cameras only when no other can take them, and loses none.
+// A move would cost it more than it saves: until the last viewer has left, the
+// camera is pulled and served twice.
+//
 // # What it leaves alone
 //
 // A plan is sticky: a camera stays where it is unless it must leave (its node
@@ -79,7 +84,7 @@ const (
 	// overflows.
 	maxBitrateBPS = 1 << 40
 	// lastResort is added to the load of a node that has as many viewers as it
-	// may, or sends them as much.
+	// may, or sends them as much, or is overloaded.
 	lastResort = 1_000
 	// rebalanceShare is how much less than the old node, as a share of the old
 	// node's load, the new one must be loaded after a move to be worth a viewer's
@@ -104,12 +109,15 @@ type Camera struct {
 
 // Node is what placement knows of a node that is alive.
 type Node struct {
-	ID        fleet.NodeID
-	Labels    map[string]string
-	Capacity  Capacity
-	Draining  bool  // to be given nothing, and to lose what it has
-	Viewers   int   // observed; coarse
-	EgressBPS int64 // observed; coarse, bits per second
+	ID       fleet.NodeID
+	Labels   map[string]string
+	Capacity Capacity
+	Draining bool // to be given nothing, and to lose what it has
+	// Overloaded says that its processors are too busy, as it has found itself: it
+	// is given cameras only when no other can take them, and loses none for that.
+	Overloaded bool
+	Viewers    int   // observed; coarse
+	EgressBPS  int64 // observed; coarse, bits per second
 }
 
 // Capacity is what a node may be given. 0 in a field: no limit.

@@ -141,7 +141,7 @@ func (p *Planner) PutNode(nd Node) {
 	n.perCam = 1 / limit(float64(nd.Capacity.Cameras), AssumedCameras)
 	n.perBit = 1 / limit(float64(nd.Capacity.IngressBPS), AssumedIngressBPS)
 	n.demand = max(share(float64(nd.Viewers), float64(nd.Capacity.Viewers)), share(float64(nd.EgressBPS), float64(nd.Capacity.EgressBPS)))
-	if n.demand >= 1 {
+	if n.demand >= 1 || nd.Overloaded {
 		n.demand += lastResort
 	}
 	if !n.alive {

@@ -49,6 +49,8 @@ func (w *world) node() Node {
 		Draining: w.r.IntN(8) == 0,
 		Viewers:  w.r.IntN(20),
 		Capacity: Capacity{Viewers: w.r.IntN(2) * 15},
+
+		Overloaded: w.r.IntN(6) == 0,
 	}
 	if w.r.IntN(4) != 0 {
 		n.Capacity.Cameras = w.r.IntN(14)
@@ -127,6 +129,8 @@ func (w *world) check(res Result, opt Options) error {
 			return fmt.Errorf("camera %s is put on %s, which does not fit it", id, a.Node)
 		case a.Node == "" && why == "" || a.Node == "" && why == "soft":
 			return fmt.Errorf("camera %s loses its place on %s", id, from)
+		case why == "" && w.nodes[from].Overloaded:
+			return fmt.Errorf("camera %s leaves %s, which is overloaded and keeps what it has", id, from)
 		case why == "":
 			balance++
 		}

@@ -155,7 +155,10 @@ func (f *Fleet) prepare() error {
 			return err
 		}
 		p := f.process(MediaNode, name, addrs[0], addrs[2], "node",
-			[]string{"--node", name, "--node-label", "name=" + name, "--control-plane", control, "--grpc", addrs[0], "--media", addrs[1]})
+			[]string{
+				"--node", name, "--node-label", "name=" + name, "--control-plane", control, "--grpc", addrs[0], "--media", addrs[1],
+				"--max-cpu", "100", // how busy the machine is must refuse nobody
+			})
 		p.Media = addrs[1]
 		f.Nodes = append(f.Nodes, p)
 	}

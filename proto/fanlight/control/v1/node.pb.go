@@ -299,9 +299,11 @@ type NodeCapacity struct {
 	// Bits per second to viewers.
 	EgressBps int64 `protobuf:"varint,3,opt,name=egress_bps,json=egressBps,proto3" json:"egress_bps,omitempty"`
 	// Sessions.
-	Viewers       int32 `protobuf:"varint,4,opt,name=viewers,proto3" json:"viewers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Viewers int32 `protobuf:"varint,4,opt,name=viewers,proto3" json:"viewers,omitempty"`
+	// How busy its processors may be, as a share of all that it may use, 0 to 1.
+	CpuUtilization float64 `protobuf:"fixed64,5,opt,name=cpu_utilization,json=cpuUtilization,proto3" json:"cpu_utilization,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *NodeCapacity) Reset() {
@@ -362,17 +364,32 @@ func (x *NodeCapacity) GetViewers() int32 {
 	return 0
 }
 
+func (x *NodeCapacity) GetCpuUtilization() float64 {
+	if x != nil {
+		return x.CpuUtilization
+	}
+	return 0
+}
+
 // NodeLoad is what a node has.
 type NodeLoad struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Cameras being pulled.
 	Cameras int32 `protobuf:"varint,1,opt,name=cameras,proto3" json:"cameras,omitempty"`
-	// Bits per second from cameras.
+	// Bits per second from cameras, as measured over some seconds.
 	IngressBps int64 `protobuf:"varint,2,opt,name=ingress_bps,json=ingressBps,proto3" json:"ingress_bps,omitempty"`
-	// Bits per second to viewers.
+	// Bits per second to viewers, as sent over some seconds, with packets that
+	// were sent again and without the headers of UDP and IP.
 	EgressBps int64 `protobuf:"varint,3,opt,name=egress_bps,json=egressBps,proto3" json:"egress_bps,omitempty"`
 	// Sessions.
-	Viewers       int32 `protobuf:"varint,4,opt,name=viewers,proto3" json:"viewers,omitempty"`
+	Viewers int32 `protobuf:"varint,4,opt,name=viewers,proto3" json:"viewers,omitempty"`
+	// How busy the node's process keeps the processors that it may use, as a share
+	// of them all, 0 to 1, over some seconds.
+	CpuUtilization float64 `protobuf:"fixed64,5,opt,name=cpu_utilization,json=cpuUtilization,proto3" json:"cpu_utilization,omitempty"`
+	// Whether that has reached the node's limit: it refuses sessions (NODE_FULL),
+	// and is given cameras only when no other node can take them. True until the
+	// processors are clearly less busy again.
+	Overloaded    bool `protobuf:"varint,6,opt,name=overloaded,proto3" json:"overloaded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -433,6 +450,20 @@ func (x *NodeLoad) GetViewers() int32 {
 		return x.Viewers
 	}
 	return 0
+}
+
+func (x *NodeLoad) GetCpuUtilization() float64 {
+	if x != nil {
+		return x.CpuUtilization
+	}
+	return 0
+}
+
+func (x *NodeLoad) GetOverloaded() bool {
+	if x != nil {
+		return x.Overloaded
+	}
+	return false
 }
 
 // Drain is a node's being emptied.
@@ -1119,21 +1150,26 @@ const file_fanlight_control_v1_node_proto_rawDesc = "" +
 	"\vSTATE_READY\x10\x01\x12\x12\n" +
 	"\x0eSTATE_DRAINING\x10\x02\x12\x0e\n" +
 	"\n" +
-	"STATE_GONE\x10\x03\"\x82\x01\n" +
+	"STATE_GONE\x10\x03\"\xab\x01\n" +
 	"\fNodeCapacity\x12\x18\n" +
 	"\acameras\x18\x01 \x01(\x05R\acameras\x12\x1f\n" +
 	"\vingress_bps\x18\x02 \x01(\x03R\n" +
 	"ingressBps\x12\x1d\n" +
 	"\n" +
 	"egress_bps\x18\x03 \x01(\x03R\tegressBps\x12\x18\n" +
-	"\aviewers\x18\x04 \x01(\x05R\aviewers\"~\n" +
+	"\aviewers\x18\x04 \x01(\x05R\aviewers\x12'\n" +
+	"\x0fcpu_utilization\x18\x05 \x01(\x01R\x0ecpuUtilization\"\xc7\x01\n" +
 	"\bNodeLoad\x12\x18\n" +
 	"\acameras\x18\x01 \x01(\x05R\acameras\x12\x1f\n" +
 	"\vingress_bps\x18\x02 \x01(\x03R\n" +
 	"ingressBps\x12\x1d\n" +
 	"\n" +
 	"egress_bps\x18\x03 \x01(\x03R\tegressBps\x12\x18\n" +
-	"\aviewers\x18\x04 \x01(\x05R\aviewers\"\x9a\x02\n" +
+	"\aviewers\x18\x04 \x01(\x05R\aviewers\x12'\n" +
+	"\x0fcpu_utilization\x18\x05 \x01(\x01R\x0ecpuUtilization\x12\x1e\n" +
+	"\n" +
+	"overloaded\x18\x06 \x01(\bR\n" +
+	"overloaded\"\x9a\x02\n" +
 	"\x05Drain\x129\n" +
 	"\n" +
 	"start_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x126\n" +
