@@ -27,10 +27,9 @@ type lane struct {
 
 	// The viewer's numbers: the packet that the stream calls from is base here,
 	// and so on. They go on without a gap where packets were left out.
-	begun    bool
 	from     uint64
 	base     uint64
-	next     uint64 // ours, of the packet after the latest
+	next     uint64 // ours, of the packet after the latest; 0: none was sent
 	latest   uint64 // the stream's, of the latest
 	complete bool   // the latest ended its access unit
 
@@ -64,8 +63,8 @@ func (l *lane) take(b *stream.Burst) (ok bool) {
 // left out.
 func (l *lane) number(p *stream.Packet, resumed bool) uint64 {
 	switch {
-	case !l.begun:
-		l.begun, l.from, l.base = true, p.Index, rand.Uint64()&0x7fff // RFC 3711 §3.3.1: below 2^15
+	case l.next == 0:
+		l.from, l.base = p.Index, rand.Uint64N(1<<15) // RFC 3711 §3.3.1: below 2^15
 	case resumed || p.Index-l.latest > maxGap:
 		l.from, l.base = p.Index, l.next
 		if !l.complete {
@@ -87,7 +86,7 @@ func (l *lane) sent(p *stream.Packet, index uint64) {
 // the viewer's, and the viewer's own. ok is false if there was none, or it was
 // before packets were left out.
 func (l *lane) find(seq uint16) (index, own uint64, ok bool) {
-	if !l.begun || l.next == 0 {
+	if l.next == 0 {
 		return 0, 0, false
 	}
 	latest := l.next - 1
