@@ -1,6 +1,9 @@
 package stream
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // NAL unit types (ITU-T H.264 table 7-1, RFC 6184 §5.2).
 const (
@@ -37,6 +40,7 @@ type h264 struct {
 	dirty   bool   // parameter sets were taken out and must go before the next part
 	damaged bool   // packets of it may be missing before here
 	before  prefix // of its first slice
+	cut     cutting
 
 	begun bool // there has been an access unit
 	high  uint32
@@ -79,6 +83,7 @@ func (h *h264) write(fresh, lost, marker bool, payload []byte) {
 // endUnit flushes the access unit before. Its last packet gets the marker that
 // the camera did not send, unless the last packet may be lost.
 func (h *h264) endUnit(lost bool) {
+	h.finish()
 	out := h.in.out
 	if n := len(out.pending); n > 0 && h.vcl && !lost {
 		out.pending[n-1].Marker = true
@@ -204,6 +209,7 @@ func (h *h264) collect(payload []byte, marker bool) {
 // needs. first says that it is the first slice of its picture: first_mb_in_slice
 // is 0, which ue(v) writes as a one bit (H.264 §7.3.3, §9.1).
 func (h *h264) picture(typ byte, first bool) {
+	h.finish()
 	begins := typ == nalIDR && !h.idr
 	if begins {
 		h.idr = true
@@ -274,19 +280,64 @@ func (h *h264) keep(nal []byte) bool {
 }
 
 // emit appends a payload to the pending burst, cut to fit into the MTU.
+//
+// The pieces of a NAL unit that comes in fragments are cut across them: what is
+// left of one leaves with the next, else every packet of the camera would be two,
+// one of them small.
 func (h *h264) emit(payload []byte, marker bool) {
+	fragment := payload[0]&nalType == nalFUA
+	if fragment && h.cut.body != nil && payload[1]&(fuStart|nalType) == h.cut.header&nalType {
+		h.join(payload, marker)
+		return
+	}
+	h.finish()
 	if len(payload) <= h.mtu {
 		h.append(payload, marker)
 		return
 	}
 	indicator, header, body := payload[0]&nalRef|nalFUA, payload[0]&nalType|fuStart|fuEnd, payload[1:]
-	if payload[0]&nalType == nalFUA {
+	if fragment {
 		header, body = payload[1], payload[2:]
 	}
+	h.split(indicator, header, body, marker)
+}
+
+// cutting is what is left of the latest fragment that was too large, when the NAL
+// unit goes on.
+type cutting struct {
+	timestamp         uint32
+	indicator, header byte   // of FU-A
+	body              []byte // nil: nothing is left
+}
+
+// join goes on with a NAL unit of which something is left.
+func (h *h264) join(payload []byte, marker bool) {
+	c := h.cut
+	h.cut.body = nil
+	header := payload[1]&^fuStart | c.header&fuStart
+	h.split(c.indicator, header, append(c.body, payload[2:]...), marker)
+}
+
+// finish lets go what is left of a NAL unit that does not go on.
+func (h *h264) finish() {
+	c := h.cut
+	h.cut.body = nil
+	if c.body != nil {
+		h.appendAt(c.timestamp, append([]byte{c.indicator, c.header}, c.body...), false)
+	}
+}
+
+// split appends the body of a NAL unit, or of a fragment of one, as fragments. If
+// it is not the last, what is less than a whole one is left.
+func (h *h264) split(indicator, header byte, body []byte, marker bool) {
 	size := h.mtu - 2
 	buf := make([]byte, 0, len(body)+2*(len(body)/size+1))
 	for len(body) > 0 {
 		part := body[:min(size, len(body))]
+		if len(part) < size && header&fuEnd == 0 && !marker {
+			h.cut = cutting{h.in.out.line.out, indicator, header, slices.Clip(part)}
+			return
+		}
 		body = body[len(part):]
 		head := header
 		if len(body) > 0 {
@@ -299,12 +350,14 @@ func (h *h264) emit(payload []byte, marker bool) {
 	}
 }
 
-func (h *h264) append(payload []byte, marker bool) {
+func (h *h264) append(payload []byte, marker bool) { h.appendAt(h.in.out.line.out, payload, marker) }
+
+func (h *h264) appendAt(timestamp uint32, payload []byte, marker bool) {
 	out := h.in.out
 	if len(out.pending) >= maxBurst {
 		h.flush()
 	}
-	out.append(Packet{Timestamp: out.line.out, Marker: marker, Payload: payload})
+	out.append(Packet{Timestamp: timestamp, Marker: marker, Payload: payload})
 	if marker {
 		h.flush()
 	}

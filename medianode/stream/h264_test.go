@@ -167,7 +167,21 @@ func h264Cases() []h264Case {
 		},
 		{
 			name: "fragments that are too large", sets: [][]byte{sps, pps}, in: []inPacket{{payload: fu(big, 0, 100)}, {marker: true, payload: fu(big, 100, 149)}},
-			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 62)}, {payload: fu(big, 62, 100)}, {marker: true, payload: fu(big, 100, 149)}}, keyframes: 1,
+			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 62)}, {payload: fu(big, 62, 124)}, {marker: true, payload: fu(big, 124, 149)}}, keyframes: 1,
+		},
+		{
+			name: "fragments that are too large, with no marker", sets: [][]byte{sps, pps}, in: []inPacket{{payload: fu(big, 0, 100)}, {payload: fu(big, 100, 149)}, {step: frame, marker: true, payload: inter(20)}},
+			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 62)}, {payload: fu(big, 62, 124)}, {marker: true, payload: fu(big, 124, 149)}, {step: frame, marker: true, payload: inter(20)}}, keyframes: 1,
+		},
+		{
+			name: "fragments that are too large, of which the last is missing, and nobody says so", sets: [][]byte{sps, pps},
+			in:  []inPacket{{payload: fu(big, 0, 100)}, {step: frame, payload: fu(big, 0, 80)}, {payload: idr(20)}, {marker: true, payload: idr(21)}},
+			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 62)}, {marker: true, payload: fu(big, 62, 100)}, {step: frame, payload: sets}, {payload: fu(big, 0, 62)}, {payload: fu(big, 62, 80)}, {payload: idr(20)}, {marker: true, payload: idr(21)}}, keyframes: 2,
+		},
+		{
+			name: "fragments that are too large, of which one is lost", sets: [][]byte{sps, pps},
+			in:  []inPacket{{payload: fu(big, 0, 70)}, {skip: 1, payload: fu(big, 100, 140)}, {marker: true, payload: fu(big, 140, 149)}},
+			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 62)}, {payload: fu(big, 62, 70)}, {gap: 1, payload: fu(big, 100, 140)}, {marker: true, payload: fu(big, 140, 149)}}, keyframes: 1,
 		},
 		{
 			name: "one fragment that is everything", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: fu(idr(20), 0, 19)}},

@@ -104,6 +104,9 @@ func (in *input) write(now time.Time, pkt *rtp.Packet) {
 	m.lost += lost
 	m.connectionLost += lost
 	out := in.out
+	if gap > 0 && in.h264 != nil {
+		in.h264.finish() // before the gap
+	}
 	out.next += uint64(gap)
 	if len(pkt.Payload) == 0 {
 		m.discards.Malformed++
