@@ -106,6 +106,9 @@ func (t *Transport) requested(m *stun.Message, r request, via *Path, now time.Ti
 		return nil, nil
 	}
 	first := p.heard.Swap(now.UnixNano()) == 0
+	if first {
+		t.port.lend(p, t) // DTLS may come before the address has proven itself
+	}
 	t.heard.Store(now.UnixNano())
 	p.priority = r.priority
 	p.nominated = p.nominated || r.nominate
@@ -188,7 +191,6 @@ func (t *Transport) keep(via *Path) *Path {
 		return nil
 	}
 	t.ice.paths = append(t.ice.paths, p)
-	t.port.lend(p, t)
 	return p
 }
 
