@@ -129,7 +129,7 @@ func verify(raw [][]byte, list []string) error {
 // handshake begins DTLS: the viewer may send its first message at once. The
 // caller holds t.mu.
 func (t *Transport) handshake() {
-	r := &records{transport: t, in: make(chan []byte, recordQueue), closed: make(chan struct{}), deadline: deadline.New()}
+	r := newRecords(t)
 	conn, err := dtls.ServerWithOptions(r, &net.UDPAddr{}, t.port.dtlsOptions(t.fingerprints)...)
 	if err != nil {
 		t.end(fmt.Errorf("start DTLS: %w", err))
@@ -182,6 +182,73 @@ func shake(ctx context.Context, conn *dtls.Conn) (*Keys, *srtcp, error) {
 // something for each. Browsers use one for each section, and 1.
 const maxSources = 16
 
+// A DTLS connection that is up has nothing to do but to wait for the viewer's
+// goodbye, and three goroutines and some 40 KB to do it with. So it is put to
+// rest when the viewer has shown, by SRTCP, that it has all of the handshake that
+// it needs: what is left of it is its state, from which it is made anew when
+// the viewer sends a record, or to say goodbye ourselves.
+//
+// A state may be used once only, for two connections would use a nonce twice
+// (RFC 5288 §3). rest makes sure that the old one sends nothing more, and the
+// new one stays.
+
+// rest puts the DTLS connection to rest.
+func (t *Transport) rest() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || t.dtls == nil || t.keys == nil || t.rested {
+		return
+	}
+	t.rested = true // once: a connection that was woken stays
+	conn, r := t.dtls, t.records
+	r.mute()
+	t.workers.Go(func() {
+		state, ok := conn.ConnectionState()
+		_ = conn.Close() // into the void
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.dtls, t.records = nil, nil
+		if !ok {
+			t.end(errors.New("the DTLS connection has no state"))
+			return
+		}
+		t.resting = &state
+		if t.closed {
+			return // Close waits for this, and goes on from here
+		}
+		for _, b := range r.rest() { // what came meanwhile
+			if woken := t.woken(); woken != nil {
+				woken.take(b, r.from.Load())
+			}
+		}
+	})
+}
+
+// woken returns what takes the viewer's records, nil if nothing does. It wakes
+// the connection if that rests. The caller holds t.mu.
+func (t *Transport) woken() *records {
+	if t.resting == nil {
+		return t.records
+	}
+	state := t.resting
+	t.resting = nil
+	r := newRecords(t)
+	conn, err := dtls.ResumeWithOptions(state, r, &net.UDPAddr{}, t.port.resumeOptions()...)
+	if err != nil {
+		t.end(fmt.Errorf("go on with DTLS: %w", err))
+		return nil
+	}
+	t.dtls, t.records = conn, r
+	t.workers.Go(func() {
+		if err := conn.Handshake(); err != nil { // begins to read; there is none
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			t.end(fmt.Errorf("go on with DTLS: %w", err))
+		}
+	})
+	return r
+}
+
 // srtcp opens what a viewer sends.
 type srtcp struct {
 	mu      sync.Mutex // guards the rest; held while the caller of Open's OnRTCP runs
@@ -218,10 +285,33 @@ type records struct {
 	transport *Transport
 	in        chan []byte // never closed
 	from      atomic.Pointer[Path]
+	muted     atomic.Bool
 	deadline  *deadline.Deadline
 
 	once   sync.Once
 	closed chan struct{} // closed by Close
+}
+
+func newRecords(t *Transport) *records {
+	return &records{transport: t, in: make(chan []byte, recordQueue), closed: make(chan struct{}), deadline: deadline.New()}
+}
+
+// mute ends the reading, and lets nothing more out.
+func (r *records) mute() {
+	r.muted.Store(true)
+	r.once.Do(func() { close(r.closed) })
+}
+
+// rest returns what has not been read.
+func (r *records) rest() (left [][]byte) {
+	for {
+		select {
+		case b := <-r.in:
+			left = append(left, b)
+		default:
+			return left
+		}
+	}
 }
 
 // take queues a datagram; one too many is lost, as on any network.
@@ -238,6 +328,9 @@ func (r *records) take(b []byte, from *Path) {
 
 // ReadFrom waits for a datagram.
 func (r *records) ReadFrom(b []byte) (int, net.Addr, error) {
+	if r.muted.Load() {
+		return 0, nil, net.ErrClosed
+	}
 	select {
 	case in := <-r.in:
 		return copy(b, in), &net.UDPAddr{}, nil
@@ -250,6 +343,9 @@ func (r *records) ReadFrom(b []byte) (int, net.Addr, error) {
 
 // WriteTo sends a datagram where the latest came from.
 func (r *records) WriteTo(b []byte, _ net.Addr) (int, error) {
+	if r.muted.Load() {
+		return len(b), nil
+	}
 	to := r.from.Load()
 	if to == nil {
 		to = r.transport.path.Load()

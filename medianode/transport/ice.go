@@ -112,7 +112,7 @@ func (t *Transport) requested(m *stun.Message, r request, via *Path, now time.Ti
 	t.heard.Store(now.UnixNano())
 	p.priority = r.priority
 	p.nominated = p.nominated || r.nominate
-	if t.dtls == nil {
+	if t.cancel == nil {
 		t.handshake()
 	}
 	if !p.verified && (first || now.Sub(p.asked) >= checkPause) {

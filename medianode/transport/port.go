@@ -169,6 +169,11 @@ func (p *Port) dtlsOptions(fingerprints []string) []dtls.ServerOption {
 	}
 }
 
+// resumeOptions are those of a connection whose handshake is long over.
+func (p *Port) resumeOptions() []dtls.Option {
+	return []dtls.Option{dtls.WithMTU(recordMTU), dtls.WithLoggerFactory(pionLog{p.log})}
+}
+
 // take takes a datagram from the UDP socket. in and buf are the reader's.
 func (p *Port) take(in *stun.Message, b, buf []byte, from netip.AddrPort) {
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())

@@ -39,14 +39,17 @@ type Transport struct {
 	path    atomic.Pointer[Path] // where media goes; nil: nowhere
 	rtcp    atomic.Pointer[srtcp]
 	heard   atomic.Int64 // unix nanoseconds, of the latest authentic packet
+	settled atomic.Bool  // the viewer has sent SRTCP
 	goodbye atomic.Bool  // the viewer has closed its DTLS connection, or we have
 	workers sync.WaitGroup
 
 	mu      sync.Mutex // guards the rest; taken before Port.mu
 	ice     ice
-	dtls    *dtls.Conn // nil before the first check
+	dtls    *dtls.Conn // nil before the first check, and while it rests
 	records *records
-	cancel  context.CancelFunc // ends the handshake
+	resting *dtls.State        // of a DTLS connection that rests
+	rested  bool               // it was put to rest, and may have been woken
+	cancel  context.CancelFunc // ends the handshake; nil: it has not begun
 	keys    *Keys              // nil before DTLS is up
 	failure error
 	closed  bool
@@ -180,15 +183,21 @@ func (t *Transport) Close() {
 	t.mu.Lock()
 	closed := t.closed
 	t.closed = true
-	conn, cancel := t.dtls, t.cancel
-	t.mu.Unlock()
-	if !closed && conn != nil {
-		_ = conn.Close() // says goodbye if there is somebody to hear it
-		cancel()
+	if t.cancel != nil {
+		t.cancel()
 	}
-	t.workers.Wait()
+	t.mu.Unlock()
+	t.workers.Wait() // a handshake, or that a connection is put to rest
 	if closed {
 		return
+	}
+	t.mu.Lock()
+	t.woken()
+	conn := t.dtls
+	t.mu.Unlock()
+	t.workers.Wait()
+	if conn != nil {
+		_ = conn.Close() // says goodbye if there is somebody to hear it
 	}
 	t.mu.Lock()
 	paths := t.ice.paths
@@ -205,9 +214,11 @@ func (t *Transport) Close() {
 func (t *Transport) datagram(b, buf []byte, via *Path) {
 	if isDTLS(b) {
 		t.mu.Lock()
-		r := t.records
-		t.mu.Unlock()
-		if r != nil {
+		defer t.mu.Unlock()
+		if t.closed {
+			return
+		}
+		if r := t.woken(); r != nil {
 			r.take(b, via)
 		}
 		return
@@ -215,6 +226,9 @@ func (t *Transport) datagram(b, buf []byte, via *Path) {
 	rtcp := t.rtcp.Load()
 	if rtcp == nil || !rtcp.take(b, buf, t.onRTCP) {
 		return
+	}
+	if !t.settled.Swap(true) {
+		t.rest()
 	}
 	now := time.Now().UnixNano()
 	via.heard.Store(now)
