@@ -54,7 +54,7 @@ type viewing struct {
 
 // run opens the session, and carries messages until it or the stream has ended.
 func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1.Open) error {
-	s, answer, err := engine.Open(ctx, session.OpenConfig{
+	s, answer, err := engine.Open(session.OpenConfig{
 		ID: v.id, Camera: v.camera.id, Stream: v.camera.stream, Offer: open.GetOffer(), Trickle: open.GetTrickle(), Codecs: open.GetCodecs(),
 		OnCandidate: func(c session.Candidate) {
 			v.send(&mediav1.OpenSessionResponse{Message: &mediav1.OpenSessionResponse_Candidate{Candidate: fromCandidate(c)}})

@@ -39,7 +39,6 @@
 package session
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -181,7 +180,7 @@ func (e *Engine) SocketStats() udp.Stats { return e.conn.Stats() }
 // The error is fleet.BadOffer, fleet.NoVideoSection, fleet.CodecUnsupported,
 // fleet.NodeFull, or fleet.NodeStopping after Close. Its text is for the viewer,
 // and names neither the session nor the camera.
-func (e *Engine) Open(_ context.Context, cfg OpenConfig) (s *Session, answer string, err error) {
+func (e *Engine) Open(cfg OpenConfig) (s *Session, answer string, err error) {
 	defer func() {
 		if err != nil {
 			if s != nil {

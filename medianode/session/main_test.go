@@ -78,7 +78,7 @@ func (n *node) watch(t testing.TB, v *viewertest.Viewer, cfg session.OpenConfig)
 	if cfg.ID == "" {
 		cfg.ID = "s1"
 	}
-	s, answer, err := n.Open(ctx, cfg)
+	s, answer, err := n.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ func TestOpenAnswers(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			s, answer, err := e.Open(t.Context(), OpenConfig{Stream: str, Offer: tt.offer})
+			s, answer, err := e.Open(OpenConfig{Stream: str, Offer: tt.offer})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -98,7 +98,7 @@ func TestAnswerLines(t *testing.T) {
 	if _, err := str.Publish([]stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90000}}); err != nil {
 		t.Fatal(err)
 	}
-	s, answer, err := newTestEngine(t).Open(t.Context(), OpenConfig{Stream: str, Offer: offer})
+	s, answer, err := newTestEngine(t).Open(OpenConfig{Stream: str, Offer: offer})
 	if err != nil {
 		t.Fatal(err)
 	}

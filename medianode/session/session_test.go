@@ -388,7 +388,7 @@ func TestNoAudio(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, answer, err := n.Open(ctx, session.OpenConfig{Stream: n.cam.stream, Offer: offer})
+	s, answer, err := n.Open(session.OpenConfig{Stream: n.cam.stream, Offer: offer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -451,7 +451,7 @@ func TestNodeFull(t *testing.T) {
 	n := newNode(t, func(c *session.Config) { c.MaxSessions = 1 })
 	offer := offerOf(t)
 	open := func() (*session.Session, error) {
-		s, _, err := n.Open(testContext(t), session.OpenConfig{Stream: n.cam.stream, Offer: offer})
+		s, _, err := n.Open(session.OpenConfig{Stream: n.cam.stream, Offer: offer})
 		return s, err
 	}
 	s, err := open()
@@ -503,7 +503,7 @@ func TestCloseWhileOpening(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
-				s, _, err := n.Open(testContext(t), session.OpenConfig{Stream: n.cam.stream, Offer: offer, Trickle: true})
+				s, _, err := n.Open(session.OpenConfig{Stream: n.cam.stream, Offer: offer, Trickle: true})
 				if err != nil {
 					want(t, err, fleet.NodeStopping)
 					return
