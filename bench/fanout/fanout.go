@@ -2,8 +2,9 @@
 // viewers, and how soon they have them.
 //
 // It starts simulated cameras ([fanlight/internal/simcam], 2 Mbit/s with a
-// keyframe each second) and a server ("fanlight up" with its embedded etcd), as
-// processes of their own, and joins viewers over WHEP. For each number of viewers
+// keyframe each second) and a server ("fanlight up" with its embedded etcd, or with
+// [Config.Apart] a media node alone, whose control plane and gateway are not
+// measured), as processes of their own, and joins viewers over WHEP. For each number of viewers
 // there is a row ([Row]). Viewers stay from row to row: what a row has more than
 // the one before is what its viewers have cost.
 //
@@ -86,6 +87,7 @@ type Config struct {
 	Bitrate    int           // of each camera, bits a second; 0: 2,000,000
 	PacketSize int           // bytes of payload that the cameras' RTP packets have at most; 0: simcam's default, more than viewers take
 	Duration   time.Duration // for which the server is measured, a row; 0: 10 s
+	Apart      bool          // the server is a media node, with control plane and gateway beside it; false: all in one process
 	GOMAXPROCS int           // of the server; 0: as it likes
 	CPUProfile string        // file for the server's CPU profile of the last row; "": none
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -51,7 +52,8 @@ func (g guest) freeze(context.Context, bool) error { return nil }
 // own is a server and cameras that this package has started.
 type own struct {
 	cfg     *Config
-	up      *fleettest.Process
+	up      *fleettest.Process   // what is measured
+	others  []*fleettest.Process // what it needs besides, with Config.Apart
 	cameras *fleettest.Process
 	client  *http.Client
 
@@ -61,42 +63,64 @@ type own struct {
 
 // newOwn makes the processes. They must be stopped, also if start fails.
 func newOwn(cfg *Config, viewers int) (*own, error) {
-	addrs, err := fleettest.FreeAddrs(6)
+	addrs, err := fleettest.FreeAddrs(7)
 	if err != nil {
 		return nil, err
 	}
 	o := &own{cfg: cfg, gateway: addrs[0], api: addrs[1], metrics: addrs[2], rtsp: addrs[4], control: addrs[5], client: &http.Client{Transport: &http.Transport{}}}
-	args := []string{
-		"up", "--http", o.gateway, "--grpc", o.api, "--metrics", o.metrics, "--media", addrs[3], "--log-level", "warn",
-		"--data", filepath.Join(cfg.Dir, "data"), "--max-viewers", strconv.Itoa(viewers + 100),
+	api := []string{"--grpc", o.api, "--data", filepath.Join(cfg.Dir, "data")}
+	page := []string{"--http", o.gateway}
+	media := []string{
+		"--metrics", o.metrics, "--media", addrs[3],
+		"--max-viewers", strconv.Itoa(viewers + 100), "--max-cpu", "100", // how busy the machine is must refuse nobody
 	}
-	var env []string
-	if cfg.GOMAXPROCS > 0 {
-		env = append(env, "GOMAXPROCS="+strconv.Itoa(cfg.GOMAXPROCS))
+	if cfg.Apart {
+		control := []string{"--metrics", "", "--control-plane", o.api}
+		o.others = []*fleettest.Process{
+			o.process("controlplane", "controlplane", "api", append(api, "--metrics", ""), nil),
+			o.process("gateway", "signaling", "page", append(page, control...), nil),
+		}
+		o.up = o.process("server", "medianode", "node", append(media, "--node", "node", "--control-plane", o.api, "--grpc", addrs[6]), o.env())
+	} else {
+		o.up = o.process("server", "up", "api", slices.Concat(api, page, media), o.env())
 	}
-	o.up = fleettest.NewProcess(fleettest.ProcessConfig{
-		Name: "server", Binary: cfg.Binary, Args: args, Env: env, LogFile: filepath.Join(cfg.Dir, "server.log"), Ready: "api",
-	})
-	o.cameras = fleettest.NewProcess(fleettest.ProcessConfig{
-		Name: "cameras", Binary: cfg.Binary, LogFile: filepath.Join(cfg.Dir, "cameras.log"), Ready: "control",
-		Args: []string{
-			"simcam", "--cameras", strconv.Itoa(cfg.Cameras), "--listen", o.rtsp, "--control", o.control, "--log-level", "warn",
-			"--bitrate", strconv.Itoa(cfg.Bitrate), "--packet-size", strconv.Itoa(cfg.PacketSize),
-		},
-	})
+	o.cameras = o.process("cameras", "simcam", "control", []string{
+		"--cameras", strconv.Itoa(cfg.Cameras), "--listen", o.rtsp, "--control", o.control,
+		"--bitrate", strconv.Itoa(cfg.Bitrate), "--packet-size", strconv.Itoa(cfg.PacketSize),
+	}, nil)
 	return o, nil
+}
+
+// env is the environment of what is measured.
+func (o *own) env() []string {
+	if o.cfg.GOMAXPROCS <= 0 {
+		return nil
+	}
+	return []string{"GOMAXPROCS=" + strconv.Itoa(o.cfg.GOMAXPROCS)}
+}
+
+func (o *own) process(name, command, ready string, args, env []string) *fleettest.Process {
+	return fleettest.NewProcess(fleettest.ProcessConfig{
+		Name: name, Binary: o.cfg.Binary, Args: append([]string{command, "--log-level", "warn"}, args...), Env: env,
+		LogFile: filepath.Join(o.cfg.Dir, name+".log"), Ready: ready,
+	})
+}
+
+// processes returns all, in the order in which they start.
+func (o *own) processes() []*fleettest.Process {
+	return append([]*fleettest.Process{o.cameras, o.up}, o.others...)
 }
 
 // start starts the processes and registers the cameras, until all are live.
 func (o *own) start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	for _, p := range []*fleettest.Process{o.cameras, o.up} {
+	for _, p := range o.processes() {
 		if err := p.Start(); err != nil {
 			return err
 		}
 	}
-	for _, p := range []*fleettest.Process{o.cameras, o.up} {
+	for _, p := range o.processes() {
 		if err := p.AwaitReady(ctx); err != nil {
 			return err
 		}
@@ -229,7 +253,13 @@ func (o *own) request(ctx context.Context, method, url string) ([]byte, error) {
 }
 
 // crashed returns an error if a process has ended by itself.
-func (o *own) crashed() error { return errors.Join(o.up.Crashed(), o.cameras.Crashed()) }
+func (o *own) crashed() error {
+	var errs []error
+	for _, p := range o.processes() {
+		errs = append(errs, p.Crashed())
+	}
+	return errors.Join(errs...)
+}
 
 // stop ends the processes.
 func (o *own) stop() error {
@@ -237,7 +267,7 @@ func (o *own) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
 	defer cancel()
 	var errs []error
-	for _, p := range []*fleettest.Process{o.up, o.cameras} {
+	for _, p := range slices.Backward(o.processes()) {
 		if p.Running() {
 			errs = append(errs, p.Terminate(ctx))
 		} else {
