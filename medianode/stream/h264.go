@@ -1,9 +1,6 @@
 package stream
 
-import (
-	"encoding/binary"
-	"slices"
-)
+import "encoding/binary"
 
 // NAL unit types (ITU-T H.264 table 7-1, RFC 6184 §5.2).
 const (
@@ -286,67 +283,70 @@ func (h *h264) keep(nal []byte) bool {
 // one of them small.
 func (h *h264) emit(payload []byte, marker bool) {
 	fragment := payload[0]&nalType == nalFUA
-	if fragment && h.cut.body != nil && payload[1]&(fuStart|nalType) == h.cut.header&nalType {
-		h.join(payload, marker)
-		return
+	goesOn := fragment && h.cut.part != nil && payload[1]&(fuStart|nalType) == h.cut.typ
+	if !goesOn {
+		h.finish()
 	}
-	h.finish()
-	if len(payload) <= h.mtu {
+	switch {
+	case !goesOn && len(payload) <= h.mtu:
 		h.append(payload, marker)
-		return
+	case fragment:
+		h.split(payload[0], payload[1], payload[2:], marker)
+	default:
+		h.split(payload[0]&nalRef|nalFUA, payload[0]&nalType|fuStart|fuEnd, payload[1:], marker)
 	}
-	indicator, header, body := payload[0]&nalRef|nalFUA, payload[0]&nalType|fuStart|fuEnd, payload[1:]
-	if fragment {
-		header, body = payload[1], payload[2:]
-	}
-	h.split(indicator, header, body, marker)
 }
 
-// cutting is what is left of the latest fragment that was too large, when the NAL
-// unit goes on.
+// cutting is the cutting of what is too large for the MTU.
 type cutting struct {
-	timestamp         uint32
-	indicator, header byte   // of FU-A
-	body              []byte // nil: nothing is left
+	slab []byte // room for packets to come
+
+	// A packet that is not full yet, of a NAL unit that goes on.
+	part      []byte // at the beginning of slab; nil: there is none
+	typ       byte   // of the NAL unit
+	timestamp uint32
 }
 
-// join goes on with a NAL unit of which something is left.
-func (h *h264) join(payload []byte, marker bool) {
-	c := h.cut
-	h.cut.body = nil
-	header := payload[1]&^fuStart | c.header&fuStart
-	h.split(c.indicator, header, append(c.body, payload[2:]...), marker)
+// slabBytes is how much is allocated for packets at once.
+const slabBytes = 32 << 10
+
+// split appends the body of a NAL unit, or of a fragment of one, as fragments. If
+// it is not the last, what does not fill a packet waits for more.
+func (h *h264) split(indicator, header byte, body []byte, marker bool) {
+	c := &h.cut
+	for len(body) > 0 {
+		if c.part == nil {
+			if len(c.slab) < h.mtu {
+				c.slab = make([]byte, max(slabBytes, h.mtu))
+			}
+			c.part = append(c.slab[:0:h.mtu], indicator, header&^fuEnd)
+			c.typ, c.timestamp = header&nalType, h.in.out.line.out
+			header &^= fuStart
+		}
+		n := min(len(body), h.mtu-len(c.part))
+		c.part, body = append(c.part, body[:n]...), body[n:]
+		last := len(body) == 0
+		if last && header&fuEnd != 0 {
+			c.part[1] |= fuEnd
+		}
+		if len(c.part) == h.mtu || last && (header&fuEnd != 0 || marker) {
+			h.appendAt(c.timestamp, c.take(), marker && last)
+		}
+	}
+}
+
+// take returns the packet under way, and begins the next.
+func (c *cutting) take() []byte {
+	n := len(c.part)
+	p := c.part[:n:n]
+	c.slab, c.part = c.slab[n:], nil
+	return p
 }
 
 // finish lets go what is left of a NAL unit that does not go on.
 func (h *h264) finish() {
-	c := h.cut
-	h.cut.body = nil
-	if c.body != nil {
-		h.appendAt(c.timestamp, append([]byte{c.indicator, c.header}, c.body...), false)
-	}
-}
-
-// split appends the body of a NAL unit, or of a fragment of one, as fragments. If
-// it is not the last, what is less than a whole one is left.
-func (h *h264) split(indicator, header byte, body []byte, marker bool) {
-	size := h.mtu - 2
-	buf := make([]byte, 0, len(body)+2*(len(body)/size+1))
-	for len(body) > 0 {
-		part := body[:min(size, len(body))]
-		if len(part) < size && header&fuEnd == 0 && !marker {
-			h.cut = cutting{h.in.out.line.out, indicator, header, slices.Clip(part)}
-			return
-		}
-		body = body[len(part):]
-		head := header
-		if len(body) > 0 {
-			head &^= fuEnd
-		}
-		start := len(buf)
-		buf = append(append(buf, indicator, head), part...)
-		h.append(buf[start:len(buf):len(buf)], marker && len(body) == 0)
-		header &^= fuStart
+	if h.cut.part != nil {
+		h.appendAt(h.cut.timestamp, h.cut.take(), false)
 	}
 }
 
