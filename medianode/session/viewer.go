@@ -1,6 +1,7 @@
 package session
 
 import (
+	"sync/atomic"
 	"time"
 
 	"fanlight/medianode/stream"
@@ -12,6 +13,8 @@ type viewer struct {
 	session *Session
 	shard   *shard
 	cryptor *cryptor
+	route   *atomic.Pointer[path]
+	counts  *counts // the session's
 
 	// Owned by the shard.
 	outlet  *outlet // nil: not there
@@ -27,7 +30,7 @@ type viewer struct {
 }
 
 func newViewer(s *Session, sh *shard, c *cryptor) *viewer {
-	v := &viewer{session: s, shard: sh, cryptor: c, held: true, mute: true}
+	v := &viewer{session: s, shard: sh, cryptor: c, route: s.transport.Route(), counts: &s.counts, held: true, mute: true}
 	v.lanes = s.lanes
 	return v
 }
@@ -38,8 +41,7 @@ func (v *viewer) deliver(sh *shard, b *stream.Burst, now time.Time) {
 	if l.payloads == nil {
 		return
 	}
-	counts := &v.session.counts
-	to := v.session.transport.Path()
+	counts, to := v.counts, v.route.Load()
 	if !v.wants(b, to) {
 		v.dropped.AwaitingKeyframe += int64(len(b.Packets))
 		return

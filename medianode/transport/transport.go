@@ -133,6 +133,10 @@ func (t *Transport) Keys() *Keys {
 // Path returns where media goes now; nil: nowhere.
 func (t *Transport) Path() *Path { return t.path.Load() }
 
+// Route returns what Path reads: for who sends a burst to thousands, and does not
+// want to look at each transport for it.
+func (t *Transport) Route() *atomic.Pointer[Path] { return &t.path }
+
 // Silence returns for how long the viewer has sent nothing that is authentic.
 func (t *Transport) Silence(now time.Time) time.Duration {
 	return now.Sub(time.Unix(0, t.heard.Load()))
