@@ -26,7 +26,8 @@ TRANSPORTS = {
 }
 
 # One frame in a GOP of 25 is a keyframe. Without format=I420 the encoder would
-# get 4:4:4, which baseline does not have.
+# get 4:4:4, which baseline does not have. A packet of sound has 20 ms, which is
+# all that aiortc decodes.
 LAUNCH = """(
   videotestsrc is-live=true pattern=ball
   ! video/x-raw,format=I420,width={width},height={height},framerate=25/1
@@ -34,7 +35,7 @@ LAUNCH = """(
   ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} bitrate=800
   ! video/x-h264,profile=baseline ! rtph264pay name=pay0 pt=96 config-interval=-1
   audiotestsrc is-live=true freq=440 volume=0.2
-  ! audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay name=pay1 pt=8
+  ! audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay name=pay1 pt=8 min-ptime=20000000 max-ptime=20000000
 )"""
 
 

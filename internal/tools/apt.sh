@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the Debian packages named, or those that the tests need, if any is
 # missing: a C compiler for the race detector, cameras by others
-# (gst-rtsp-server, VLC), ffmpeg, Chromium, and what makes networks and disks fail.
+# (gst-rtsp-server, VLC), ffmpeg, WebRTC clients by others (browsers, webrtcbin,
+# aiortc), and what makes networks and disks fail.
 set -euo pipefail
 
 exec 9<"${BASH_SOURCE[0]}"
@@ -18,9 +19,12 @@ packages=("$@")
   gstreamer1.0-x # timeoverlay
   vlc-bin vlc-plugin-base
   util-linux # setpriv, unshare
-  iproute2 iptables # hosts that are cut off
+  iproute2 iptables ethtool # hosts that are cut off, packets that are lost
   mount e2fsprogs # disks that are full, or stand still
-  chromium
+  # who watches; aiortc and webrtcbin with what they need
+  chromium firefox-esr
+  python3-aiortc
+  gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice
 )
 
 missing=()
