@@ -1,13 +1,10 @@
 package session
 
 import (
-	"log/slog"
 	"math"
 	"testing"
 	"time"
 )
-
-var discard = slog.New(slog.DiscardHandler)
 
 func TestNTPTime(t *testing.T) {
 	tests := []struct {
