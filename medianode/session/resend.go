@@ -94,7 +94,7 @@ func shorten(pairs []rtcp.NackPair, left int) (kept []rtcp.NackPair, rest, asked
 // resend sends what a viewer asks for again, as far as it is there.
 func (v *viewer) resend(sh *shard, kind stream.Kind, pairs []rtcp.NackPair, now time.Time) {
 	l := &v.lanes[kind]
-	path := v.session.transport.Path()
+	path := v.route.Load()
 	if path == nil || l.payloads == nil {
 		return
 	}

@@ -43,7 +43,9 @@ func (v *viewer) deliver(sh *shard, b *stream.Burst, now time.Time) {
 	}
 	counts, to := v.counts, v.route.Load()
 	if !v.wants(b, to) {
-		v.dropped.AwaitingKeyframe += int64(len(b.Packets))
+		if v.dropped.AwaitingKeyframe += int64(len(b.Packets)); v.dropped.AwaitingKeyframe >= accountAfter {
+			v.account()
+		}
 		return
 	}
 	if v.dropped != (stream.Drops{}) {
@@ -109,7 +111,10 @@ func (v *viewer) wants(b *stream.Burst, to *path) bool {
 	return !v.held
 }
 
-// account counts what was left out: when it is over, so that nothing is locked for
+// accountAfter is how many packets are left out before they are counted.
+const accountAfter = 100
+
+// account counts what was left out: now and then, so that nothing is locked for
 // each packet.
 func (v *viewer) account() {
 	d := v.dropped

@@ -186,8 +186,8 @@ func (t *Transport) keep(via *Path) *Path {
 		}
 		t.drop(oldest)
 	}
-	p := via.clone()
-	if !t.port.prepare(p) {
+	p := t.port.path(via)
+	if p == nil {
 		return nil
 	}
 	t.ice.paths = append(t.ice.paths, p)
@@ -290,8 +290,8 @@ func (t *Transport) named(via *Path) *Path {
 	if len(t.ice.paths) >= maxPaths {
 		return nil
 	}
-	p := via.clone()
-	if !t.port.prepare(p) {
+	p := t.port.path(via)
+	if p == nil {
 		return nil
 	}
 	t.ice.paths = append(t.ice.paths, p)

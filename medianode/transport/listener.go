@@ -101,6 +101,7 @@ func (l *tcpListener) add(c net.Conn) *tcpConn {
 	if len(l.conns) >= l.limits.conns || l.waiting[from] >= l.limits.waiting {
 		return nil
 	}
+	boundUnsent(c, tcpUnsent)
 	conn := &tcpConn{Conn: c, listener: l, from: from}
 	conn.deadline = time.AfterFunc(l.limits.answer, conn.expire)
 	l.conns[conn] = struct{}{}

@@ -338,14 +338,16 @@ func (t *Transport) lose(via *Path) {
 	}
 }
 
-// prepare makes a path's destination. False: the socket cannot send there.
-func (p *Port) prepare(path *Path) bool {
-	if path.tcp != nil {
-		return true
+// path returns a path like via; nil: the socket cannot send there.
+func (p *Port) path(via *Path) *Path {
+	if via.tcp != nil {
+		return &Path{addr: via.addr, tcp: via.tcp}
 	}
-	var err error
-	path.dest, err = p.conn.Dest(path.addr)
-	return err == nil
+	path, err := NewPath(p.conn, via.addr)
+	if err != nil {
+		return nil
+	}
+	return path
 }
 
 // expect notes whose check a transaction is.

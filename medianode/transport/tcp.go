@@ -15,6 +15,8 @@ const (
 	// would add to the delay of the picture.
 	tcpBuffer   = 512 << 10
 	tcpPatience = time.Second
+	// tcpUnsent bounds what the system holds of it besides, in bytes.
+	tcpUnsent = 64 << 10
 )
 
 // tcpPath is one viewer's TCP connection: frames of RFC 4571. A reader and a

@@ -84,7 +84,17 @@ type Path struct {
 }
 
 func (p *Path) same(q *Path) bool { return p.addr == q.addr && p.tcp == q.tcp }
-func (p *Path) clone() *Path      { return &Path{addr: p.addr, tcp: p.tcp} }
+
+// NewPath returns a path over UDP to an address that need not answer: for
+// measurements. A viewer's paths are the port's.
+func NewPath(conn *udp.Conn, to netip.AddrPort) (*Path, error) {
+	p := &Path{addr: to}
+	var err error
+	if p.dest, err = conn.Dest(to); err != nil {
+		return nil, fmt.Errorf("make a path: %w", err)
+	}
+	return p, nil
+}
 
 // Dest returns where to send over UDP; nil if this is a TCP connection.
 func (p *Path) Dest() *udp.Dest {
