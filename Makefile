@@ -94,6 +94,10 @@ fuzz: ## Run every fuzz target for FUZZTIME (30s)
 bench: ## Run every benchmark
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
+.PHONY: benchstat
+benchstat: ## Compare the benchmarks of the packet path with those of BASE (HEAD~1), by benchstat
+	@$(TOOLS)/benchstat.sh $(BASE)
+
 .PHONY: deploy-test
 deploy-test: ## Check deploy/: the chart, the composition, the Dockerfile, the units
 	cd $(TOOLS)/deploy && $(GO) test -count=1 -timeout 10m ./...
