@@ -155,6 +155,7 @@ type received struct {
 	Cipher   string  `json:"cipher"` // of SRTP
 	Ufrag    string  `json:"ufrag"`  // this side's
 	Remote   string  `json:"remote"`
+	Shown    uint32  `json:"timestamp"` // RTP timestamp of the picture shown last
 	Video    inbound `json:"video"`
 	Audio    inbound `json:"audio"`
 }
@@ -216,7 +217,12 @@ func chromiumPlays(t *testing.T, s *system, page *tab, protocol string) {
 // whichever the browser takes.
 func (tb *tab) playWHEP(t *testing.T, endpoint, protocol string) {
 	t.Helper()
-	options := marshal(t, map[string]string{"endpoint": endpoint, "protocol": protocol})
+	tb.playWith(t, marshal(t, map[string]string{"endpoint": endpoint, "protocol": protocol}))
+}
+
+// playWith is playWHEP with options as testdata/whep.js takes them.
+func (tb *tab) playWith(t *testing.T, options string) {
+	t.Helper()
 	evaluate[any](t, tb, fmt.Sprintf("%s; window.fanlightWHEP(%s).then((whep) => { window.whep = whep; return null; })", whepScript, options))
 }
 
