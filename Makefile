@@ -53,7 +53,7 @@ unit: ## Go's unit and integration tests, with the race detector
 	$(GO) test -race -count=1 -timeout 10m ./...
 
 .PHONY: e2e
-e2e: ## End-to-end tests with cameras by others and Chromium; E2E=TestUp runs one
+e2e: ## End-to-end tests with cameras, browsers and clients by others; E2E=TestUp runs one
 	$(GO) test -tags e2e -count=1 -timeout 12m $(if $(E2E),-v -run '^$(E2E)$$') ./e2e
 
 .PHONY: generate

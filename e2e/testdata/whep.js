@@ -47,8 +47,11 @@
     return text(out);
   };
 
-  // offered and answered, if given, change the SDP that goes out and comes in.
-  window.fanlightWHEP = async ({ endpoint, protocol, offered = (sdp) => sdp, answered = (sdp) => sdp }) => {
+  const same = (sdp) => sdp;
+
+  // If given, made changes the offer that the browser itself goes by, offered and
+  // answered the SDP that goes out and comes in.
+  window.fanlightWHEP = async ({ endpoint, protocol, made = same, offered = same, answered = same }) => {
     const out = (sdp) => offered(protocol ? only(protocol, sdp) : sdp);
     const taken = (sdp) => answered(protocol ? only(protocol, sdp) : sdp);
     const pc = new RTCPeerConnection();
@@ -66,7 +69,7 @@
       return response;
     };
 
-    await pc.setLocalDescription(await pc.createOffer());
+    await pc.setLocalDescription({ type: "offer", sdp: made((await pc.createOffer()).sdp) });
     await gathered(pc);
     const created = await ask("POST", endpoint, "application/sdp", out(pc.localDescription.sdp));
     const resource = new URL(created.headers.get("Location"), endpoint).href;
@@ -115,6 +118,8 @@
       protocol: (remote?.protocol ?? local?.protocol)?.toLowerCase(),
       cipher: transport?.srtpCipher,
       tls: transport?.tlsVersion,
+      // Of the picture shown last.
+      timestamp: pc.getReceivers().find(({ track }) => track.kind === "video")?.getSynchronizationSources?.()[0]?.rtpTimestamp,
       ufrag: lines(pc.localDescription.sdp).find((line) => line.startsWith("a=ice-ufrag:")),
       remote: remote ? `${remote.address ?? remote.ip}:${remote.port}` : undefined,
       video: inbound("video"),
