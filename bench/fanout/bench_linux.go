@@ -59,7 +59,7 @@ func run(ctx context.Context, cfg Config) (rows []Row, err error) {
 		work.Wait()
 	}()
 	for range min(2, runtime.GOMAXPROCS(0)) {
-		r, err := newReader()
+		r, err := newReader(!cfg.Cut)
 		if err != nil {
 			return nil, err
 		}

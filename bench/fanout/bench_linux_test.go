@@ -114,7 +114,7 @@ func TestFloor(t *testing.T) {
 	var sizes []*sized
 	for i := range 6 {
 		to := &sized{n: make(map[int]uint64)}
-		s, err := newSocket(to)
+		s, err := newSocket(to, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -172,7 +172,7 @@ func (s *sized) datagram(b []byte, _ int64) { s.n[len(b)]++ }
 
 func startReader(t *testing.T) (*reader, func()) {
 	t.Helper()
-	r, err := newReader()
+	r, err := newReader(true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +192,7 @@ func TestSocket(t *testing.T) {
 	r, stop := startReader(t)
 	defer stop()
 	to := &timed{at: make(chan int64, 1)}
-	s, err := newSocket(to)
+	s, err := newSocket(to, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +209,7 @@ func TestSocket(t *testing.T) {
 	if at := time.Unix(0, <-to.at); at.Before(before.Add(-time.Millisecond)) || at.After(time.Now()) {
 		t.Errorf("a datagram of %v came at %v", before, at)
 	}
-	idle, err := newSocket(to)
+	idle, err := newSocket(to, true)
 	if err != nil {
 		t.Fatal(err)
 	}

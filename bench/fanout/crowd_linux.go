@@ -157,7 +157,7 @@ func (b *bench) spotCheck() error {
 func (b *bench) addSinks(n int) error {
 	have := len(b.viewers) - n
 	for i := have; i < have+n; i++ {
-		s, err := newSocket(&sink{})
+		s, err := newSocket(&sink{}, !b.cfg.Cut)
 		if err != nil {
 			return err
 		}

@@ -25,7 +25,7 @@
 // is a wakeup that the server pays for. The sockets
 // have UDP_GRO: what a server sends as one message with UDP_SEGMENT stays one
 // over loopback, as it would to a network card that cuts it; else the server
-// would be charged for the cutting. A server that sends packet by packet gains
+// would be charged for the cutting, as it is with [Config.Cut]. A server that sends packet by packet gains
 // nothing by it.
 //
 // # What a row says
@@ -88,6 +88,7 @@ type Config struct {
 	PacketSize int           // bytes of payload that the cameras' RTP packets have at most; 0: simcam's default, more than viewers take
 	Duration   time.Duration // for which the server is measured, a row; 0: 10 s
 	Apart      bool          // the server is a media node, with control plane and gateway beside it; false: all in one process
+	Cut        bool          // viewers' sockets take no message with segments whole: the kernel cuts it in the sender's time
 	GOMAXPROCS int           // of the server; 0: as it likes
 	CPUProfile string        // file for the server's CPU profile of the last row; "": none
 

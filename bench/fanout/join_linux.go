@@ -58,7 +58,7 @@ func newViewer(r *reader, camera int, lossy float64) (*viewer, error) {
 	v := &viewer{camera: camera, lossy: lossy, reader: r, creds: newCredentials(), inbox: packetio.NewBuffer(), nominated: make(chan struct{}, 1)}
 	v.inbox.SetLimitSize(64 << 10)
 	var err error
-	if v.socket, err = newSocket(v); err != nil {
+	if v.socket, err = newSocket(v, r.whole); err != nil {
 		return nil, err
 	}
 	if err := r.add(v.socket); err != nil {

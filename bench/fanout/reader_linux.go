@@ -34,6 +34,7 @@ const (
 // reader waits for many sockets in one thread, and reads what comes.
 type reader struct {
 	// Static after newReader.
+	whole bool // its viewers' sockets take messages whole
 	epoll int
 
 	// Owned by run.
@@ -61,12 +62,12 @@ type mmsghdr struct {
 	size   uint32
 }
 
-func newReader() (*reader, error) {
+func newReader(whole bool) (*reader, error) {
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("wait for sockets: %w", err)
 	}
-	r := &reader{epoll: epoll, buffer: make([]byte, readMessages*messageSize), sockets: make(map[int32]*socket)}
+	r := &reader{epoll: epoll, whole: whole, buffer: make([]byte, readMessages*messageSize), sockets: make(map[int32]*socket)}
 	for i := range r.messages {
 		r.vectors[i].Base = &r.buffer[i*messageSize]
 		r.vectors[i].SetLen(messageSize)

@@ -33,29 +33,32 @@ type socket struct {
 	closed bool
 }
 
-// newSocket opens a socket at 127.0.0.1.
-func newSocket(to receiver) (*socket, error) {
+// newSocket opens a socket at 127.0.0.1. whole: a message that the sender made with
+// UDP_SEGMENT stays one.
+func newSocket(to receiver, whole bool) (*socket, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open a socket: %w", err)
 	}
 	s := &socket{to: to, fd: fd}
-	if err := s.set(); err != nil {
+	if err := s.set(whole); err != nil {
 		s.close()
 		return nil, fmt.Errorf("open a socket: %w", err)
 	}
 	return s, nil
 }
 
-func (s *socket) set() error {
+func (s *socket) set(whole bool) error {
 	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer); err != nil {
 		// Not root: as much as net.core.rmem_max allows.
 		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer); err != nil {
 			return err
 		}
 	}
-	if err := unix.SetsockoptInt(s.fd, unix.SOL_UDP, unix.UDP_GRO, 1); err != nil {
-		return err
+	if whole {
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_UDP, unix.UDP_GRO, 1); err != nil {
+			return err
+		}
 	}
 	if err := unix.Bind(s.fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		return err

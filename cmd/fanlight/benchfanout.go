@@ -62,6 +62,7 @@ Exit code 1 if a viewer was lost.`,
 	fl.IntVar(&f.cfg.PacketSize, "packet-size", 0, "`bytes` of payload that the cameras' packets have at most (0: 1460, which the node must cut)")
 	fl.DurationVar(&f.cfg.Duration, "duration", 10*time.Second, "how `long` the server is measured, each row")
 	fl.BoolVar(&f.cfg.Apart, "apart", false, "measure a media node alone, with its control plane and its gateway as processes beside it")
+	fl.BoolVar(&f.cfg.Cut, "cut", false, "have the kernel cut messages with segments in the sender's time, server's and floor's, as without UDP_GRO")
 	fl.IntVar(&f.cfg.GOMAXPROCS, "gomaxprocs", 0, "`cores` that the server may use (0: all)")
 	fl.Float64Var(&f.cfg.Loss, "loss", 0, "`share` of packets that lossy viewers throw away, and ask for again")
 	fl.Float64Var(&f.cfg.Lossy, "lossy", 0, "`share` of viewers that are lossy")
