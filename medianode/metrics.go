@@ -60,6 +60,7 @@ type loadMetrics struct {
 type viewerMetrics struct {
 	packets, bytes, writeErrors                *metrics.Sampled
 	keyframeRequests, nacked, resent, withheld *metrics.Sampled
+	missed, profiles                           *metrics.Sampled
 	discards, drops                            *metrics.Sampled
 }
 
@@ -161,8 +162,10 @@ func newViewerMetrics(s *metrics.Set) viewerMetrics {
 		nacked:           s.Sampled(metrics.KindCounter, "fanlight_node_nacked_packets_total", "Packets that viewers asked for again (NACK): lost between node and viewer."),
 		resent:           s.Sampled(metrics.KindCounter, "fanlight_node_resent_packets_total", "Packets that were sent again."),
 		withheld:         s.Sampled(metrics.KindCounter, "fanlight_node_resends_refused_total", "Packets that were not sent again because the viewer's budget was spent."),
+		missed:           s.Sampled(metrics.KindCounter, "fanlight_node_resends_missed_total", "Packets that were not sent again because they were no longer there."),
+		profiles:         s.Sampled(metrics.KindGauge, "fanlight_node_srtp_sessions", "Sessions that are connected, by how SRTP is protected. SRTP_AES128_CM_HMAC_SHA1_80 costs some eight times the CPU of the others, and is taken by viewers that have nothing else.", "profile"),
 		discards:         s.Sampled(metrics.KindCounter, "fanlight_node_packets_discarded_total", "Packets from cameras that could not be used: malformed, late, oversized, parameter_sets, supplements, unsupported_format.", "reason"),
-		drops:            s.Sampled(metrics.KindCounter, "fanlight_node_packets_dropped_total", "Packets that viewers were not sent, once for each viewer: overflow, its queue was full; awaiting_keyframe, it could not begin with them; no_room, its connection had no room.", "reason"),
+		drops:            s.Sampled(metrics.KindCounter, "fanlight_node_packets_dropped_total", "Packets that viewers were not sent, once for each viewer: overflow, its queue was full; awaiting_keyframe, it could not begin with them; no_room, its TCP connection had no room; socket_full, the UDP socket had none.", "reason"),
 	}
 }
 
@@ -372,6 +375,10 @@ func (m *nodeMetrics) sampleViewers(k metrics.Sink) {
 	k.Put(v.nacked, float64(e.Total.Nacked))
 	k.Put(v.resent, float64(e.Total.Resent))
 	k.Put(v.withheld, float64(e.Total.NackRefused))
+	k.Put(v.missed, float64(e.Total.NackMissed))
+	for profile, n := range e.Profiles {
+		k.Put(v.profiles, float64(n), profile)
+	}
 	l := m.lost()
 	for reason, n := range map[string]int64{
 		"malformed": l.discards.Malformed, "late": l.discards.Late, "oversized": l.discards.Oversized,
@@ -382,6 +389,7 @@ func (m *nodeMetrics) sampleViewers(k metrics.Sink) {
 	k.Put(v.drops, float64(l.drops.Overflow), "overflow")
 	k.Put(v.drops, float64(l.drops.AwaitingKeyframe), "awaiting_keyframe")
 	k.Put(v.drops, float64(l.drops.NoRoom), "no_room")
+	k.Put(v.drops, float64(u.Dropped), "socket_full")
 	for direction, c := range map[string][3]uint64{
 		"in": {u.PacketsIn, u.BytesIn, u.ReadErrors}, "out": {u.PacketsOut, u.BytesOut, u.WriteErrors},
 	} {

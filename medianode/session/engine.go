@@ -106,9 +106,10 @@ type Engine struct {
 
 // EngineStats are an engine's figures.
 type EngineStats struct {
-	Sessions   int    // open now
-	Total      Stats  // of all sessions ever
-	TCPRefused uint64 // TCP connections refused because there were too many, or too many for one session or from one address
+	Sessions   int            // open now
+	Profiles   map[string]int // of these, those that are connected, by SRTP profile as in RFC 5764 §4.1.2 and RFC 7714 §14.2
+	Total      Stats          // of all sessions ever
+	TCPRefused uint64         // TCP connections refused because there were too many, or too many for one session or from one address
 }
 
 // New returns an Engine, which owns cfg.UDP and cfg.TCP from then on: Close
@@ -160,9 +161,12 @@ func (e *Engine) Addresses() []netip.Addr { return e.port.Addresses() }
 func (e *Engine) Stats() EngineStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := EngineStats{Sessions: len(e.sessions), Total: e.ended}
+	s := EngineStats{Sessions: len(e.sessions), Total: e.ended, Profiles: make(map[string]int)}
 	for session := range e.sessions {
 		s.Total.add(session.Stats())
+		if p := session.profile.Load(); p != nil {
+			s.Profiles[p.String()]++
+		}
 	}
 	s.TCPRefused = e.port.Stats().TCPRefused
 	return s

@@ -55,8 +55,9 @@ type Session struct {
 	feedback  feedback
 	counts    counts
 	connected atomic.Bool
-	viewer    atomic.Pointer[viewer] // once connected
-	outlet    atomic.Pointer[outlet] // once the shard has taken it
+	profile   atomic.Pointer[transport.Profile] // once connected
+	viewer    atomic.Pointer[viewer]            // once connected
+	outlet    atomic.Pointer[outlet]            // once the shard has taken it
 
 	negotiating sync.Mutex // guards the next two; taken before mu
 	remote      *offer
@@ -288,13 +289,15 @@ func (s *Session) moved() error {
 
 // begin lets media flow.
 func (s *Session) begin() error {
-	c, err := newCryptor(s.transport.Keys())
+	keys := s.transport.Keys()
+	c, err := newCryptor(keys)
 	if err != nil {
 		return fmt.Errorf("%w: %w", fleet.PeerConnectionFailed, err)
 	}
 	sh := s.engine.shard()
 	v := newViewer(s, sh, c)
 	s.viewer.Store(v)
+	s.profile.Store(&keys.Profile)
 	s.connected.Store(true)
 	sh.admit(v)
 	s.log.Debug("session connected", "path", s.transport.Path().String())

@@ -251,6 +251,9 @@ func (t *Transport) datagram(b, buf []byte, via *Path) {
 
 // String says where the viewer is, for logs.
 func (p *Path) String() string {
+	if p == nil {
+		return "none"
+	}
 	if p.tcp != nil {
 		return fmt.Sprintf("tcp %v", p.addr)
 	}
