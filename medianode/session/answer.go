@@ -144,10 +144,7 @@ func (c *offeredCodec) rtpmap() string {
 // answerTrack names the SSRCs and what they belong to (RFC 5576, RFC 8830): sound
 // and picture of one camera are one stream, played in step.
 func (s *Session) answerTrack(add func(string, ...string), l *lane) {
-	camera, kind := string(s.cfg.Camera), l.kind.String()
-	if camera == "" {
-		camera = "-"
-	}
+	camera, kind := s.name(), l.kind.String()
 	add("msid", camera, kind)
 	sources := []uint32{l.ssrc}
 	if l.rtx.payload != 0 {
@@ -159,6 +156,14 @@ func (s *Session) answerTrack(add func(string, ...string), l *lane) {
 		add("ssrc", id, "cname:"+camera)
 		add("ssrc", id, "msid:"+camera, kind)
 	}
+}
+
+// name is the stream's, and the CNAME of its SSRCs (RFC 3550 §6.5.1).
+func (s *Session) name() string {
+	if s.cfg.Camera == "" {
+		return "-"
+	}
+	return string(s.cfg.Camera)
 }
 
 // newLanes makes what the plan sends, with random SSRCs (RFC 3550 §8.1).
@@ -175,6 +180,7 @@ func newLanes(o *offer, p *plan) [2]lane {
 	var lanes [2]lane
 	video := &lanes[stream.Video]
 	video.kind, video.ssrc, video.payloads = stream.Video, ssrc(), map[string]uint8{p.video.name: p.video.payloadType}
+	video.nack = slices.Contains(p.video.feedback, "nack")
 	if p.video.hasRTX {
 		video.rtx = rtx{payload: p.video.rtx, ssrc: ssrc(), index: rand.Uint64() & 0x7fff}
 	}

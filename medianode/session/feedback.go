@@ -54,7 +54,7 @@ func (s *Session) hear(p rtcp.Packet, left int) int {
 		s.reported(p.Reports)
 	case *rtcp.TransportLayerNack:
 		for kind := range s.lanes {
-			if l := &s.lanes[kind]; l.payloads != nil && l.ssrc == p.MediaSSRC {
+			if l := &s.lanes[kind]; l.nack && l.payloads != nil && l.ssrc == p.MediaSSRC {
 				return s.nacked(stream.Kind(kind), p.Nacks, left)
 			}
 		}
@@ -124,6 +124,7 @@ func (v *viewer) sendReport(sh *shard, kind stream.Kind, to *path, now time.Time
 	}
 	moment := at.Add(span(sent.timestamp-timestamp, sent.clockRate))
 	var reports []rtcp.Packet
+	var names rtcp.SourceDescription // RFC 3550 §6.1: in each compound packet
 	for k := range v.lanes {
 		l := &v.lanes[k]
 		if l.packets == 0 {
@@ -137,8 +138,11 @@ func (v *viewer) sendReport(sh *shard, kind stream.Kind, to *path, now time.Time
 			SSRC: l.ssrc, NTPTime: ntpTime(now), RTPTime: timestamp + ticks(moment.Sub(at), l.clockRate),
 			PacketCount: l.packets, OctetCount: l.octets,
 		})
+		names.Chunks = append(names.Chunks, rtcp.SourceDescriptionChunk{
+			Source: l.ssrc, Items: []rtcp.SourceDescriptionItem{{Type: rtcp.SDESCNAME, Text: v.session.name()}},
+		})
 	}
-	plain, err := rtcp.Marshal(reports)
+	plain, err := rtcp.Marshal(append(reports, &names))
 	if err != nil {
 		v.session.counts.errors.Add(1)
 		return

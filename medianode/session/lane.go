@@ -18,12 +18,14 @@ type lane struct {
 	kind     stream.Kind
 	payloads map[string]uint8 // payload types by codec; nil: the viewer gets none of this kind
 	ssrc     uint32
+	nack     bool // the viewer may ask for packets again
 	rtx      rtx
 
 	// Of the latest burst.
 	codec     string
 	payload   uint8
 	clockRate uint32
+	changed   bool // another codec than that of the packet before
 
 	// The viewer's numbers: the packet that the stream calls from is base here,
 	// and so on. They go on without a gap where packets were left out.
@@ -56,6 +58,9 @@ func (l *lane) take(b *stream.Burst) (ok bool) {
 	}
 	known, _ := findCodec(b.Codec)
 	l.codec, l.payload, l.clockRate = b.Codec, payload, known.clockRate
+	// What was sent before is never sent again: with another payload type it would
+	// be another packet under the same nonce.
+	l.changed = true
 	return true
 }
 
@@ -65,12 +70,13 @@ func (l *lane) number(p *stream.Packet, resumed bool) uint64 {
 	switch {
 	case l.next == 0:
 		l.from, l.base = p.Index, rand.Uint64N(1<<15) // RFC 3711 §3.3.1: below 2^15
-	case resumed || p.Index-l.latest > maxGap:
+	case resumed || l.changed || p.Index-l.latest > maxGap:
 		l.from, l.base = p.Index, l.next
 		if !l.complete {
 			l.base++ // what was cut off must not look whole
 		}
 	}
+	l.changed = false
 	return l.base + p.Index - l.from
 }
 

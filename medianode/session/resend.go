@@ -72,6 +72,14 @@ func (r *resends) pay(ssrc uint32, own uint64, bytes int, sent uint64, now time.
 	return true
 }
 
+// asked returns how many packets a list is of.
+func asked(pairs []rtcp.NackPair) (n uint64) {
+	for _, p := range pairs {
+		n += 1 + uint64(bits.OnesCount16(uint16(p.LostPackets)))
+	}
+	return n
+}
+
 // shorten cuts a list where it asks for more than left packets. It returns what
 // is left then, how many packets are asked for and how many of them are not in
 // the list any more.

@@ -17,6 +17,9 @@ const (
 	// maxTurn is how many bursts of one camera a shard sends before it looks for
 	// what else there is.
 	maxTurn = 8
+	// flushAfter is for how many viewers a burst leaves at once, and does not wait for
+	// those of other cameras.
+	flushAfter = 8
 	// maxMail bounds the NACKs that wait for a shard. One too many is lost, and the
 	// viewer asks again.
 	maxMail = 4096
@@ -62,6 +65,7 @@ type outlet struct {
 	stream  *stream.Stream
 	sub     *stream.Subscription
 	viewers []*viewer // each knows its index
+	first   int       // of viewers, modulo their number: who gets the next burst first
 	queued  bool      // in ready; guarded by shard.mu
 }
 
@@ -174,7 +178,7 @@ func (sh *shard) post(m mail) {
 	defer sh.mu.Unlock()
 	if m.nack != nil {
 		if sh.nacks >= maxMail {
-			m.nack.session.counts.refused.Add(uint64(len(m.pair)))
+			m.nack.session.counts.refused.Add(asked(m.pair))
 			return
 		}
 		sh.nacks++
@@ -210,30 +214,37 @@ func (sh *shard) serve(o *outlet) {
 			return // the sessions hear of the stream's end by themselves
 		}
 		now := time.Now()
-		for next := 0; next < len(o.viewers); {
-			next = sh.fan(o, b, next, now)
+		for done := 0; done < len(o.viewers); {
+			done = sh.fan(o, b, done, now)
+		}
+		o.first++
+		if len(o.viewers) >= flushAfter {
+			sh.batch.Flush() // each burst has its own patience with a full socket
 		}
 	}
 	sh.called(o)
 }
 
-// fan sends a burst to the viewers from an index on, and returns the index of
-// the next one. A panic ends one viewer's session, and leaves the others.
-func (sh *shard) fan(o *outlet, b *stream.Burst, from int, now time.Time) (next int) {
-	next = from
+// fan sends a burst to the viewers but the first so many, and returns how many
+// have had it. Another one is the first each time: when the socket is full, it is
+// the last who lose. A panic ends one viewer's session, and leaves the others.
+func (sh *shard) fan(o *outlet, b *stream.Burst, from int, now time.Time) (done int) {
+	done = from
+	turn := func() *viewer { return o.viewers[(o.first+done)%len(o.viewers)] }
 	defer func() {
 		if r := recover(); r != nil {
-			o.viewers[next].session.fail(panicked(r))
-			o.viewers[next].ended = true
-			next++
+			v := turn()
+			v.session.fail(panicked(r))
+			v.ended = true
+			done++
 		}
 	}()
-	for ; next < len(o.viewers); next++ {
-		if v := o.viewers[next]; !v.ended {
+	for ; done < len(o.viewers); done++ {
+		if v := turn(); !v.ended {
 			v.deliver(sh, b, now)
 		}
 	}
-	return next
+	return done
 }
 
 // room returns where a packet is to be written that goes over a path.

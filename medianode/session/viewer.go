@@ -24,6 +24,7 @@ type viewer struct {
 	dropped stream.Drops // not counted yet
 	held    bool         // video waits for a keyframe
 	resumed bool         // video was left out before the next burst
+	asked   time.Time    // when a keyframe was asked for, last
 	mute    bool         // audio waits for the picture
 	ended   bool         // the session is ending
 	report  time.Time    // when the latest sender report left
@@ -42,7 +43,7 @@ func (v *viewer) deliver(sh *shard, b *stream.Burst, now time.Time) {
 		return
 	}
 	counts, to := v.counts, v.route.Load()
-	if !v.wants(b, to) {
+	if !v.wants(b, to, now) {
 		if v.dropped.AwaitingKeyframe += int64(len(b.Packets)); v.dropped.AwaitingKeyframe >= accountAfter {
 			v.account()
 		}
@@ -94,7 +95,7 @@ func (v *viewer) deliver(sh *shard, b *stream.Burst, now time.Time) {
 // wants tells whether a burst is to be sent: video begins, and goes on after a
 // loss of ours, with a keyframe, when there is a way for it and nothing waits
 // there; audio begins with the picture, if there is one.
-func (v *viewer) wants(b *stream.Burst, to *path) bool {
+func (v *viewer) wants(b *stream.Burst, to *path, now time.Time) bool {
 	if to == nil {
 		v.hold(b)
 		return false
@@ -105,8 +106,16 @@ func (v *viewer) wants(b *stream.Burst, to *path) bool {
 		}
 		return !v.mute
 	}
-	if v.held && b.Keyframe && to.Clear() {
-		v.held, v.mute = false, false
+	if v.held && to.Clear() {
+		switch {
+		case b.Keyframe:
+			v.held, v.mute = false, false
+		case now.Sub(v.asked) >= keyframePause:
+			// The camera's answer to the wish at the loss may have come while there was
+			// no way for it.
+			v.asked = now
+			v.outlet.sub.RequestKeyframe()
+		}
 	}
 	return !v.held
 }
