@@ -204,6 +204,7 @@ func (t *Transport) rest() {
 	r.mute()
 	t.workers.Go(func() {
 		state, ok := conn.ConnectionState()
+		r.own.Store(true)
 		_ = conn.Close() // into the void
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -240,7 +241,7 @@ func (t *Transport) woken() *records {
 	}
 	t.dtls, t.records = conn, r
 	t.workers.Go(func() {
-		if err := conn.Handshake(); err != nil { // begins to read; there is none
+		if err := conn.Handshake(); err != nil && !t.goodbye.Load() { // begins to read; there is none
 			t.mu.Lock()
 			defer t.mu.Unlock()
 			t.end(fmt.Errorf("go on with DTLS: %w", err))
@@ -286,10 +287,31 @@ type records struct {
 	in        chan []byte // never closed
 	from      atomic.Pointer[Path]
 	muted     atomic.Bool
+	own       atomic.Bool // it is not the viewer who closes
 	deadline  *deadline.Deadline
 
 	once   sync.Once
 	closed chan struct{} // closed by Close
+
+	mu      sync.Mutex // guards the rest; taken after Transport.mu
+	waiting [][]byte   // for a proof of where they go
+}
+
+// maxWaiting is how many datagrams wait for the proof of an address. A flight has
+// two at most.
+const maxWaiting = 4
+
+// release sends what has waited for the proof of a path.
+func (r *records) release(p *Path) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.from.Load() != p {
+		return
+	}
+	for _, b := range r.waiting {
+		r.transport.port.write(b, p)
+	}
+	r.waiting = nil
 }
 
 func newRecords(t *Transport) *records {
@@ -341,7 +363,8 @@ func (r *records) ReadFrom(b []byte) (int, net.Addr, error) {
 	}
 }
 
-// WriteTo sends a datagram where the latest came from.
+// WriteTo sends a datagram where the latest came from, when that address has
+// answered a check of ours: anybody can write another's address on a record.
 func (r *records) WriteTo(b []byte, _ net.Addr) (int, error) {
 	if r.muted.Load() {
 		return len(b), nil
@@ -353,17 +376,24 @@ func (r *records) WriteTo(b []byte, _ net.Addr) (int, error) {
 	if to == nil {
 		return 0, net.ErrClosed
 	}
-	r.transport.port.write(b, to)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case to.proven.Load():
+		r.transport.port.write(b, to)
+	case len(r.waiting) < maxWaiting:
+		r.waiting = append(r.waiting, append([]byte(nil), b...))
+	}
 	return len(b), nil
 }
 
 // Close is called by pion when the viewer has said goodbye, and at the end.
 func (r *records) Close() error {
-	r.once.Do(func() {
-		close(r.closed)
+	r.once.Do(func() { close(r.closed) })
+	if !r.own.Load() {
 		r.transport.goodbye.Store(true)
 		signal(r.transport.changed)
-	})
+	}
 	return nil
 }
 

@@ -30,10 +30,17 @@ const (
 	// checkPause is how long an answer to our check is waited for before the next
 	// check of the viewer brings another.
 	checkPause = 50 * time.Millisecond
-	// silentPath is after how long without a word another nominated path is better
-	// than the present one. Chromium checks each 2.5 s, Firefox each 5 s, and
-	// receiver reports come each second.
-	silentPath = 3 * time.Second
+	// consentPause is how long a path that has answered is trusted before the next
+	// check of the viewer brings another of ours (RFC 7675 §5.1: each 5 s).
+	consentPause = 2 * time.Second
+	// silentPath is after how long without an answer or a report another path is
+	// better than the present one. Chromium checks each 2.5 s, Firefox and aiortc
+	// each 5 s, and receiver reports come each second.
+	silentPath = 7 * time.Second
+	// nominationBurst is how long the nominations of a viewer's first checks last: a
+	// browser may nominate all paths at once, and the best counts. Later ones are
+	// a change of mind, and the latest counts.
+	nominationBurst = 3 * time.Second
 	// punches is how many times an address that the viewer named is checked.
 	punches = 7
 	// peerReflexive is the PRIORITY of our checks (RFC 8445 §5.1.2.1, §7.1.1):
@@ -105,34 +112,47 @@ func (t *Transport) requested(m *stun.Message, r request, via *Path, now time.Ti
 	if p == nil {
 		return nil, nil
 	}
-	first := p.heard.Swap(now.UnixNano()) == 0
+	first := p.checked.IsZero()
 	if first {
 		t.port.lend(p, t) // DTLS may come before the address has proven itself
 	}
-	t.heard.Store(now.UnixNano())
-	p.priority = r.priority
-	p.nominated = p.nominated || r.nominate
+	p.checked, p.priority = now, r.priority
+	if r.nominate {
+		t.nominate(p, now)
+	}
 	if t.cancel == nil {
 		t.handshake()
 	}
-	if !p.verified && (first || now.Sub(p.asked) >= checkPause) {
+	pause := checkPause
+	if p.verified {
+		pause = consentPause
+	}
+	if first || now.Sub(p.asked) >= pause {
 		check = t.check(p, now)
 	}
-	if p.verified {
-		t.choose(now)
-	}
+	t.choose(now)
 	at := p.addr
 	answer = build(stun.NewTransactionIDSetter(m.TransactionID), stun.BindingSuccess,
 		&stun.XORMappedAddress{IP: at.Addr().Unmap().AsSlice(), Port: int(at.Port())}, t.ice.own, stun.Fingerprint)
 	return answer, check
 }
 
+// nominate notes that the viewer wants a path. The caller holds t.mu.
+func (t *Transport) nominate(p *Path, now time.Time) {
+	for _, q := range t.ice.paths {
+		if q != p && q.nominated && (q.rank() < p.rank() || now.Sub(q.wanted) > nominationBurst) {
+			q.nominated = false
+		}
+	}
+	p.nominated, p.wanted = true, now
+}
+
 // check returns a Binding request over a path (RFC 8445 §7.2.2). The caller
 // holds t.mu.
 func (t *Transport) check(p *Path, now time.Time) []byte {
 	p.asked = now
-	if p.transaction == ([stun.TransactionIDSize]byte{}) {
-		p.transaction = stun.NewTransactionID() // the same for all: any answer will do
+	if p.transaction == ([stun.TransactionIDSize]byte{}) { // else the one before was not answered: any answer will do
+		p.transaction = stun.NewTransactionID()
 		t.port.expect(p.transaction, t)
 	}
 	var priority [4]byte
@@ -157,11 +177,17 @@ func (t *Transport) answered(m *stun.Message, via *Path, now time.Time) {
 		if p.transaction != m.TransactionID || !p.same(via) {
 			continue // RFC 8445 §7.2.5.2.1: it must come from where the check went
 		}
+		t.port.settle(p.transaction) // an answer counts once
+		p.transaction = [stun.TransactionIDSize]byte{}
 		p.heard.Store(now.UnixNano())
 		t.heard.Store(now.UnixNano())
 		if !p.verified {
 			p.verified = true
+			p.proven.Store(true)
 			t.port.own(p, t)
+			if t.records != nil {
+				t.records.release(p)
+			}
 		}
 		t.choose(now)
 		return
@@ -199,6 +225,9 @@ func (t *Transport) drop(i int) {
 	p := t.ice.paths[i]
 	t.ice.paths = append(t.ice.paths[:i], t.ice.paths[i+1:]...)
 	t.port.forget(p, t)
+	if p.tcp != nil {
+		p.tcp.finish()
+	}
 	if t.path.Load() == p {
 		t.path.Store(nil)
 		t.choose(time.Now())
@@ -222,15 +251,14 @@ func (t *Transport) choose(now time.Time) {
 
 // better tells whether media should leave q for p.
 func (p *Path) better(q *Path, now time.Time) bool {
-	if p.nominated != q.nominated {
+	silent := func(p *Path) bool { return now.Sub(time.Unix(0, p.heard.Load())) > silentPath }
+	switch {
+	case silent(p) || silent(q):
+		return !silent(p)
+	case p.verified != q.verified: // not since an ICE restart
+		return p.verified
+	case p.nominated != q.nominated:
 		return p.nominated
-	}
-	quiet := func(p *Path) time.Duration { return now.Sub(time.Unix(0, p.heard.Load())) }
-	if quiet(q) > silentPath && quiet(p) < quiet(q) {
-		return true
-	}
-	if quiet(p) > silentPath {
-		return false
 	}
 	return p.rank() > q.rank()
 }

@@ -110,17 +110,14 @@ func (l *tcpListener) add(c net.Conn) *tcpConn {
 }
 
 // claim notes which session a connection is for. It returns false when that has
-// too many.
+// too many, or it is for none.
 func (l *tcpListener) claim(c *tcpConn, fragment string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := l.conns[c]; !ok {
 		return false
 	}
-	if fragment == "" {
-		return true // the port closes it
-	}
-	if l.fragments[fragment] >= l.limits.fragment {
+	if fragment == "" || l.fragments[fragment] >= l.limits.fragment {
 		l.refused.Add(1)
 		return false
 	}
@@ -198,8 +195,9 @@ func (l *tcpListener) Close() error {
 	return l.Listener.Close()
 }
 
-// errTooMany is what is read from a connection that its session does not get.
-var errTooMany = errors.New("too many connections for one session")
+// errTooMany is what is read from a connection that no session gets: there are
+// too many, or it does not say for which.
+var errTooMany = errors.New("too many connections for one session, or for none")
 
 // tcpConn is one viewer's connection.
 type tcpConn struct {

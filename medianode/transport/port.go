@@ -52,7 +52,6 @@ type Port struct {
 type owner struct {
 	transport *Transport
 	path      *Path
-	proven    bool // the address has answered a check
 }
 
 // Stats are a port's figures.
@@ -153,8 +152,8 @@ func (p *Port) Open(cfg Config) (*Transport, error) {
 }
 
 // dtlsOptions are a viewer's. The cookie of the handshake (RFC 6347 §4.2.1) would
-// prove what ICE has proven, that the viewer is where it says, and cost a round
-// trip.
+// prove what ICE proves, that the viewer is where it says, and cost a round trip:
+// what is to be sent waits for that proof (records.WriteTo).
 func (p *Port) dtlsOptions(fingerprints []string) []dtls.ServerOption {
 	return []dtls.ServerOption{
 		dtls.WithCertificates(p.certificate),
@@ -225,6 +224,9 @@ func (p *Port) stun(in *stun.Message, b []byte, via *Path) {
 		}
 		if check != nil {
 			p.write(check, via)
+		}
+		if via.tcp != nil && t.known(via) == nil {
+			via.tcp.finish() // it has an answer, and nothing to stay for
 		}
 	case stun.BindingSuccess:
 		p.mu.RLock()
@@ -359,6 +361,13 @@ func (p *Port) expect(id [stun.TransactionIDSize]byte, t *Transport) {
 	}
 }
 
+// settle forgets a transaction.
+func (p *Port) settle(id [stun.TransactionIDSize]byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.transactions, id)
+}
+
 // lend gives a viewer what comes from an address that a check of it came from,
 // unless that is another's.
 func (p *Port) lend(path *Path, t *Transport) {
@@ -380,7 +389,7 @@ func (p *Port) give(path *Path, t *Transport, proven bool) {
 	if o, ok := p.owners[path.addr]; p.closed || ok && o.transport != t && !proven {
 		return
 	}
-	p.owners[path.addr] = owner{transport: t, path: path, proven: proven}
+	p.owners[path.addr] = owner{transport: t, path: path}
 }
 
 // forget takes an address and a transaction from a viewer.

@@ -29,6 +29,7 @@ type tcpPath struct {
 	queue  []byte     // frames
 	spare  []byte     // the buffer that was written last
 	since  time.Time  // when the oldest of queue was queued
+	busy   bool       // a write is under way
 	last   bool       // nothing follows what is queued
 	closed bool
 }
@@ -57,7 +58,7 @@ func (p *tcpPath) send(b []byte, now time.Time) bool {
 func (p *tcpPath) clear() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.queue) == 0
+	return len(p.queue) == 0 && !p.busy
 }
 
 // write writes what is queued until the connection is closed.
@@ -65,7 +66,7 @@ func (p *tcpPath) write() {
 	for range p.wake {
 		p.mu.Lock()
 		out, last, closed := p.queue, p.last, p.closed
-		p.queue, p.spare = p.spare[:0], nil
+		p.queue, p.spare, p.busy = p.spare[:0], nil, len(out) > 0
 		p.mu.Unlock()
 		if closed {
 			return
@@ -80,6 +81,7 @@ func (p *tcpPath) write() {
 			return
 		}
 		p.mu.Lock()
+		p.busy = false
 		if cap(out) <= tcpBuffer {
 			p.spare = out[:0]
 		}

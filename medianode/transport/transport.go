@@ -42,6 +42,7 @@ type Transport struct {
 	settled atomic.Bool  // the viewer has sent SRTCP
 	goodbye atomic.Bool  // the viewer has closed its DTLS connection, or we have
 	workers sync.WaitGroup
+	closing sync.Once
 
 	mu      sync.Mutex // guards the rest; taken before Port.mu
 	ice     ice
@@ -73,12 +74,15 @@ type Path struct {
 	dest udp.Dest // not over TCP
 	tcp  *tcpPath // nil: UDP
 
-	heard atomic.Int64 // unix nanoseconds, of the latest authentic packet
+	heard  atomic.Int64 // unix nanoseconds, of the latest answer to a check of ours, or SRTCP
+	proven atomic.Bool  // it has answered a check
 
 	// Guarded by Transport.mu.
 	priority    uint32
 	nominated   bool
-	verified    bool      // it has answered a check
+	wanted      time.Time // when it was nominated last
+	verified    bool      // it has answered a check of this ICE generation
+	checked     time.Time // when a check came from it last
 	asked       time.Time // when it was checked last
 	transaction [stun.TransactionIDSize]byte
 }
@@ -111,7 +115,8 @@ func (p *Path) Addr() netip.AddrPort { return p.addr }
 // waits has waited for too long; the packet is lost.
 func (p *Path) Send(b []byte, now time.Time) bool { return p.tcp.send(b, now) }
 
-// Clear tells whether nothing waits to be sent over TCP.
+// Clear tells whether nothing waits to be sent over TCP, but for what the system
+// has.
 func (p *Path) Clear() bool { return p.tcp == nil || p.tcp.clear() }
 
 // Changed returns the channel that has a token when something may have changed:
@@ -170,10 +175,14 @@ func (t *Transport) Restart(remote Credentials) (Credentials, error) {
 	present := t.path.Load()
 	t.ice.paths = slices.DeleteFunc(t.ice.paths, func(p *Path) bool {
 		if p == present {
-			p.nominated, p.verified, p.transaction = false, false, [stun.TransactionIDSize]byte{}
+			t.port.settle(p.transaction)
+			p.nominated, p.verified, p.checked, p.transaction = false, false, time.Time{}, [stun.TransactionIDSize]byte{}
 			return false
 		}
 		t.port.forget(p, t)
+		if p.tcp != nil {
+			p.tcp.finish()
+		}
 		return true
 	})
 	t.ice.punching = nil
@@ -192,19 +201,17 @@ func (t *Transport) end(err error) {
 }
 
 // Close says goodbye to the viewer, ends what belongs to it and waits for that. A
-// second call does nothing. It must not be called by OnRTCP.
-func (t *Transport) Close() {
+// second call waits for the first. It must not be called by OnRTCP.
+func (t *Transport) Close() { t.closing.Do(t.close) }
+
+func (t *Transport) close() {
 	t.mu.Lock()
-	closed := t.closed
 	t.closed = true
 	if t.cancel != nil {
 		t.cancel()
 	}
 	t.mu.Unlock()
 	t.workers.Wait() // a handshake, or that a connection is put to rest
-	if closed {
-		return
-	}
 	t.mu.Lock()
 	t.woken()
 	conn := t.dtls

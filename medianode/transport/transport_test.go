@@ -561,9 +561,9 @@ func TestBetter(t *testing.T) {
 		{"priority", path(true, false, 11, 0), base, true},
 		{"less priority", path(true, false, 9, 0), base, false},
 		{"the same", path(true, false, 10, 0), base, false},
-		{"instead of one that is silent", path(true, true, 1, 0), path(true, false, 99, 4*time.Second), true},
-		{"one that is silent itself", path(true, false, 99, 4*time.Second), base, false},
-		{"both silent", path(true, false, 99, 5*time.Second), path(true, false, 1, 4*time.Second), false},
+		{"instead of one that is silent", path(true, true, 1, 0), path(true, false, 99, 8*time.Second), true},
+		{"one that is silent itself", path(true, false, 99, 8*time.Second), base, false},
+		{"both silent", path(true, false, 99, 9*time.Second), path(true, false, 1, 8*time.Second), false},
 	} {
 		if got := tt.p.better(tt.q, now); got != tt.want {
 			t.Errorf("%s: %v", tt.name, got)
@@ -612,7 +612,14 @@ func TestTCPIsPatientForAWhile(t *testing.T) {
 	}()
 	now := time.Now()
 	p.send([]byte("the writer waits with this"), now)
-	eventually(t, "the write", p.clear)
+	eventually(t, "the write", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.busy && len(p.queue) == 0
+	})
+	if p.clear() {
+		t.Error("a write is under way, but nothing waits")
+	}
 	for i, tt := range []struct {
 		at   time.Duration
 		want bool
@@ -625,6 +632,159 @@ func TestTCPIsPatientForAWhile(t *testing.T) {
 	<-done
 	if p.send([]byte("x"), now) {
 		t.Error("a connection that is closed took something")
+	}
+}
+
+// A viewer that changes its mind is followed; all that it nominates at first is
+// one wish, of which the best counts.
+func TestNominate(t *testing.T) {
+	now := time.Now()
+	good, bad := &Path{priority: 2}, &Path{priority: 1}
+	tr := &Transport{ice: ice{paths: []*Path{good, bad}}}
+	tr.nominate(good, now)
+	tr.nominate(bad, now.Add(time.Second))
+	if !good.nominated || !bad.nominated {
+		t.Errorf("at first: good %v, bad %v", good.nominated, bad.nominated)
+	}
+	tr.nominate(bad, now.Add(nominationBurst+time.Second))
+	if good.nominated || !bad.nominated {
+		t.Errorf("later: good %v, bad %v; want the latest alone", good.nominated, bad.nominated)
+	}
+	tr.nominate(good, now.Add(nominationBurst+2*time.Second))
+	if !good.nominated || bad.nominated {
+		t.Errorf("back to the better: good %v, bad %v", good.nominated, bad.nominated)
+	}
+}
+
+// Each restart forgets what the one before has made.
+func TestRestartsLeaveNothing(t *testing.T) {
+	p := newTestPort(t)
+	c := newClient(t, p, nil)
+	c.connect()
+	for range 5 {
+		c.own = newCredentials()
+		local, err := c.transport.Restart(c.own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.deaf.Store(true) // so that a check of ours is under way
+		c.check(local, nominate)
+	}
+	c.transport.Close()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if len(p.owners)+len(p.transactions)+len(p.fragments) > 0 {
+		t.Errorf("%d owners, %d transactions, %d fragments are left", len(p.owners), len(p.transactions), len(p.fragments))
+	}
+}
+
+// Only what cannot have been recorded shows that a viewer is alive.
+func TestReplayIsNoLife(t *testing.T) {
+	c := newClient(t, newTestPort(t), nil)
+	c.connect()
+	m := build(stun.BindingRequest, stun.TransactionID, stun.NewUsername(c.transport.Local().Fragment+":"+c.own.Fragment),
+		stun.NewShortTermIntegrity(c.transport.Local().Password), stun.Fingerprint)
+	other, err := net.Dial("udp4", c.port.conn.AddrPort().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	time.Sleep(300 * time.Millisecond)
+	send(other, m)
+	time.Sleep(100 * time.Millisecond)
+	if got := c.transport.Silence(time.Now()); got < 300*time.Millisecond {
+		t.Errorf("silent for %v after a replay", got)
+	}
+	if c.check(c.transport.Local()) == nil {
+		t.Fatal("no answer")
+	}
+	c.transport.mu.Lock()
+	c.transport.ice.paths[0].asked = time.Time{} // long ago
+	c.transport.mu.Unlock()
+	if c.check(c.transport.Local()) == nil {
+		t.Fatal("no answer")
+	}
+	eventually(t, "an answer to the check for consent", func() bool { return c.transport.Silence(time.Now()) < 200*time.Millisecond })
+}
+
+// DTLS goes to an address that has proven itself only.
+func TestRecordsWaitForProof(t *testing.T) {
+	c := newClient(t, newTestPort(t), nil)
+	c.deaf.Store(true)
+	if c.check(c.transport.Local(), nominate) == nil {
+		t.Fatal("no answer")
+	}
+	secured := make(chan error, 1)
+	go func() {
+		_, _, err := c.secure()
+		secured <- err
+	}()
+	time.Sleep(200 * time.Millisecond)
+	if n := len(c.records); n > 0 {
+		t.Errorf("%d records came", n)
+	}
+	c.deaf.Store(false)
+	if c.check(c.transport.Local(), nominate) == nil {
+		t.Fatal("no answer")
+	}
+	if err := <-secured; err != nil {
+		t.Error(err)
+	}
+	eventually(t, "connected", func() bool { return c.state() == Connected })
+}
+
+// A session's TCP connections are bounded whatever comes first on them, and end
+// with it.
+func TestTCPEndsWithItsViewer(t *testing.T) {
+	p := newTestPort(t)
+	c := newClient(t, p, nil)
+	for _, first := range [][]byte{nil, {1}, []byte("hello")} {
+		conn := dial(t, p.listener)
+		send(tcpNamed{conn}, first)
+		if !ended(conn) {
+			t.Errorf("a connection that begins with %q goes on", first)
+		}
+	}
+	c.open("tcp4")
+	if m := c.check(c.transport.Local(), stun.RawAttribute{Type: stun.AttrICEControlled, Value: make([]byte, 8)}); m == nil {
+		t.Error("no answer")
+	}
+	eventually(t, "the end of a connection of the wrong role", func() bool { return p.open() == 0 })
+	for range 3 {
+		c.open("tcp4")
+		if c.check(c.transport.Local(), nominate) == nil {
+			t.Fatal("no answer")
+		}
+	}
+	if _, err := c.transport.Restart(c.own); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end of what a restart leaves", func() bool { return p.open() <= 1 })
+	c.transport.Close()
+	eventually(t, "the end of them all", func() bool { return p.open() == 0 })
+}
+
+type tcpNamed struct{ net.Conn }
+
+// open returns how many TCP connections there are.
+func (p *Port) open() int {
+	p.listener.mu.Lock()
+	defer p.listener.mu.Unlock()
+	return len(p.listener.conns)
+}
+
+// Whoever closes a transport waits until it is.
+func TestCloseTogether(t *testing.T) {
+	p := newTestPort(t)
+	for range 5 {
+		c := newClient(t, p, nil)
+		_, out := c.connect()
+		c.report(out, 1)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(c.transport.Close)
+		}
+		wg.Wait()
 	}
 }
 
