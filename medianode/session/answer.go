@@ -23,8 +23,8 @@ func (s *Session) answerSDP(o *offer, complete bool) (string, error) {
 		TimeDescriptions: []sdp.TimeDescription{{}},
 	}
 	s.sdpVersion++
-	if len(o.bundled) > 0 {
-		desc.Attributes = append(desc.Attributes, sdp.NewAttribute("group", "BUNDLE "+strings.Join(o.mids(), " ")))
+	if mids := o.mids(); len(o.bundled) > 0 {
+		desc.Attributes = append(desc.Attributes, sdp.NewAttribute("group", "BUNDLE "+strings.Join(mids, " ")))
 	}
 	desc.Attributes = append(desc.Attributes, sdp.NewAttribute("msid-semantic", " WMS "+string(s.cfg.Camera)))
 	for i := range o.sections {
@@ -37,21 +37,33 @@ func (s *Session) answerSDP(o *offer, complete bool) (string, error) {
 	return string(b), nil
 }
 
-// mids returns the offer's sections' names.
+// mids returns the names of the sections that are on the transport, in the order
+// of their group (RFC 8843 §7.3.1).
 func (o *offer) mids() []string {
+	if len(o.bundled) == 0 {
+		return []string{o.sections[o.video].mid}
+	}
 	var out []string
-	for _, s := range o.sections {
-		out = append(out, s.mid)
+	for _, mid := range o.bundled {
+		i := slices.IndexFunc(o.sections, func(s section) bool { return s.mid == mid })
+		if i >= 0 && o.carried(i) && !slices.Contains(out, mid) {
+			out = append(out, mid)
+		}
 	}
 	return out
 }
 
-// bundle returns the section that stands for the one transport: the first.
-func (o *offer) bundle() string { return o.sections[0].mid }
+// bundle returns the section that stands for the transport: the first of those on
+// it.
+func (o *offer) bundle() string { return o.mids()[0] }
 
 func (s *Session) answerSection(o *offer, index int, complete bool) *sdp.MediaDescription {
 	section := &o.sections[index]
 	offered := o.desc.MediaDescriptions[index]
+	codecs := s.plan.answered(o, index)
+	if !o.carried(index) || len(codecs) == 0 {
+		return refusedSection(offered, section.mid)
+	}
 	md := &sdp.MediaDescription{
 		MediaName: sdp.MediaName{
 			Media: section.kind, Port: sdp.RangedPort{Value: 9}, // discard: the candidates say where
@@ -75,7 +87,7 @@ func (s *Session) answerSection(o *offer, index int, complete bool) *sdp.MediaDe
 	if _, ok := offered.Attribute("rtcp-rsize"); ok {
 		add("rtcp-rsize")
 	}
-	for _, c := range s.plan.answered(o, index) {
+	for _, c := range codecs {
 		answerCodec(md, c, section.kind == "video")
 	}
 	if l := s.laneOf(o, index); l != nil {
@@ -84,13 +96,22 @@ func (s *Session) answerSection(o *offer, index int, complete bool) *sdp.MediaDe
 	} else {
 		add("inactive")
 	}
-	if complete && index == 0 {
+	if complete && section.mid == o.bundle() {
 		for _, c := range s.engine.port.Candidates() {
 			add("candidate", c)
 		}
 		add("end-of-candidates")
 	}
 	return md
+}
+
+// refusedSection is a section with port 0 (RFC 3264 §6).
+func refusedSection(offered *sdp.MediaDescription, mid string) *sdp.MediaDescription {
+	return &sdp.MediaDescription{
+		MediaName:             sdp.MediaName{Media: offered.MediaName.Media, Protos: offered.MediaName.Protos, Formats: offered.MediaName.Formats},
+		ConnectionInformation: &sdp.ConnectionInformation{NetworkType: "IN", AddressType: "IP4", Address: &sdp.Address{Address: "0.0.0.0"}},
+		Attributes:            []sdp.Attribute{sdp.NewAttribute("mid", mid), sdp.NewPropertyAttribute("inactive")},
+	}
 }
 
 // laneOf returns what is sent in a section; nil: nothing.

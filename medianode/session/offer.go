@@ -31,8 +31,9 @@ type offer struct {
 	audio        int       // index of the first audio section that receives; -1: none
 	ice          transport.Credentials
 	fingerprints []string // of the certificate (RFC 8122 §5), in upper case
-	bundled      []string // mids of a=group:BUNDLE (RFC 8843)
+	bundled      []string // mids of the a=group:BUNDLE that the video is in (RFC 8843); nil: it is in none
 	addresses    []netip.AddrPort
+	lite         bool // a=ice-lite
 	candidates   int
 }
 
@@ -41,6 +42,8 @@ type section struct {
 	kind     string // "audio", "video"
 	mid      string
 	receives bool // the viewer wants to receive here
+	off      bool // port 0, without waiting for its bundle (RFC 3264 §5.1, RFC 8843 §6)
+	mux      bool // RTCP on the same port is offered (RFC 5761 §5.1.1)
 	codecs   []offeredCodec
 }
 
@@ -82,15 +85,33 @@ func parseOffer(s string) (*offer, error) {
 			return nil, err
 		}
 	}
+	_, o.lite = o.desc.Attribute("ice-lite")
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	if group, ok := o.desc.Attribute("group"); ok {
-		if mids := strings.Fields(group); len(mids) > 1 && mids[0] == "BUNDLE" {
+	o.findBundle()
+	return o, nil
+}
+
+// findBundle finds the group that the video is in. There is one transport, and what
+// is not in that group has none.
+func (o *offer) findBundle() {
+	for _, a := range o.desc.Attributes {
+		if mids := strings.Fields(a.Value); a.Key == "group" && len(mids) > 1 && mids[0] == "BUNDLE" && slices.Contains(mids[1:], o.sections[o.video].mid) {
 			o.bundled = mids[1:]
+			break
 		}
 	}
-	return o, nil
+	if o.audio >= 0 && !o.carried(o.audio) {
+		o.audio = -1
+	}
+}
+
+// carried tells whether a section is on the transport: it is not switched off, and
+// it is the video's own or bundled with it.
+func (o *offer) carried(index int) bool {
+	s := &o.sections[index]
+	return !s.off && (index == o.video || slices.Contains(o.bundled, s.mid))
 }
 
 // check is the part of parseOffer that looks at the offer as a whole.
@@ -98,6 +119,12 @@ func (o *offer) check() error {
 	switch {
 	case o.video < 0:
 		return fmt.Errorf("%w: add one with addTransceiver(\"video\", {direction: \"recvonly\"})", fleet.NoVideoSection)
+	case !o.sections[o.video].mux:
+		return badOffer("the video section has no a=rtcp-mux (RFC 5761); RTCP has no port of its own here")
+	case o.lite:
+		return badOffer("the offer has a=ice-lite; this side waits for checks too (RFC 8445 §2.5)")
+	case !strings.HasSuffix(strings.Join(o.desc.MediaDescriptions[o.video].MediaName.Protos, "/"), "TLS/RTP/SAVPF"):
+		return badOffer("the video section's protocol is not UDP/TLS/RTP/SAVPF (RFC 5764 §8); media is only sent encrypted with DTLS")
 	case o.ice.Fragment == "" || o.ice.Password == "":
 		return badOffer("the offer has no a=ice-ufrag or no a=ice-pwd (RFC 8839 §5.4)")
 	case len(o.ice.Fragment) > maxCredential || len(o.ice.Password) > maxCredential:
@@ -131,7 +158,8 @@ func (o *offer) addSection(md *sdp.MediaDescription, index int) error {
 	if err != nil {
 		return badOffer("media section %d: %v", index, err)
 	}
-	s := section{kind: kind, mid: mid, receives: receives(&o.desc, md), codecs: codecs}
+	s := section{kind: kind, mid: mid, receives: receives(&o.desc, md), off: switchedOff(md) || len(codecs) == 0, codecs: codecs}
+	_, s.mux = md.Attribute("rtcp-mux")
 	o.sections = append(o.sections, s)
 	if s.receives && kind == "video" && o.video < 0 {
 		o.video = index
@@ -142,8 +170,10 @@ func (o *offer) addSection(md *sdp.MediaDescription, index int) error {
 	if o.ice.Fragment == "" {
 		o.ice = transport.Credentials{Fragment: attribute(&o.desc, md, "ice-ufrag"), Password: attribute(&o.desc, md, "ice-pwd")}
 	}
-	if f := strings.ToUpper(attribute(&o.desc, md, "fingerprint")); f != "" && !slices.Contains(o.fingerprints, f) {
-		o.fingerprints = append(o.fingerprints, f)
+	for _, a := range slices.Concat(md.Attributes, o.desc.Attributes) {
+		if f := strings.ToUpper(a.Value); a.Key == "fingerprint" && f != "" && !slices.Contains(o.fingerprints, f) {
+			o.fingerprints = append(o.fingerprints, f)
+		}
 	}
 	if attribute(&o.desc, md, "setup") == "passive" {
 		return badOffer("media section %d has a=setup:passive; this side waits for the DTLS handshake too: offer actpass (RFC 8842 §5.2)", index)
@@ -180,8 +210,7 @@ func attribute(desc *sdp.SessionDescription, md *sdp.MediaDescription, key strin
 // §5.1, §6). Port 0 switches a section off, unless it waits for its bundle (RFC
 // 8843 §6).
 func receives(desc *sdp.SessionDescription, md *sdp.MediaDescription) bool {
-	_, bundleOnly := md.Attribute("bundle-only")
-	if md.MediaName.Port.Value == 0 && !bundleOnly {
+	if switchedOff(md) {
 		return false
 	}
 	for _, attrs := range [][]sdp.Attribute{md.Attributes, desc.Attributes} {
@@ -195,6 +224,13 @@ func receives(desc *sdp.SessionDescription, md *sdp.MediaDescription) bool {
 		}
 	}
 	return true
+}
+
+// switchedOff tells whether a section has port 0, and does not wait for its
+// bundle.
+func switchedOff(md *sdp.MediaDescription) bool {
+	_, bundleOnly := md.Attribute("bundle-only")
+	return md.MediaName.Port.Value == 0 && !bundleOnly
 }
 
 // parseCodecs reads a section's payload types in the offer's order: a=rtpmap,

@@ -128,3 +128,65 @@ func TestAnswerLines(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// Sections that are not on the one transport are refused, and the group has the
+// others in its order.
+func TestBundle(t *testing.T) {
+	e := newTestEngine(t)
+	str := stream.New(stream.Config{})
+	if _, err := str.Publish([]stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90000}, {Kind: stream.Audio, Codec: "OPUS", ClockRate: 48000, Channels: 2}}); err != nil {
+		t.Fatal(err)
+	}
+	both := func(group string) string {
+		return strings.Replace(head, "a=group:BUNDLE 0 1\r\n", group, 1) + video("102 103", h264) + audio("111", opus)
+	}
+	third := strings.Replace(audio("111", opus), "a=mid:1", "a=mid:2", 1)
+	for _, tt := range []struct {
+		name  string
+		offer string
+		group string   // of the answer; empty: none
+		want  []string // directions, and "0" for a section with port 0
+	}{
+		{"both", both("a=group:BUNDLE 0 1\r\n"), "0 1", []string{"sendonly", "sendonly"}},
+		{"in another order", both("a=group:BUNDLE 1 0\r\n"), "1 0", []string{"sendonly", "sendonly"}},
+		{"behind another group", both("a=group:LS 0 1\r\na=group:BUNDLE 0 1\r\n"), "0 1", []string{"sendonly", "sendonly"}},
+		{"none", both(""), "", []string{"sendonly", "0"}},
+		{"of the video alone", both("a=group:BUNDLE 0\r\n"), "0", []string{"sendonly", "0"}},
+		{"of others", both("a=group:BUNDLE 1 2\r\n") + third, "", []string{"sendonly", "0", "0"}},
+		{"one switched off", strings.Replace(both("a=group:BUNDLE 0 1\r\n"), "m=audio 9", "m=audio 0", 1), "0", []string{"sendonly", "0"}},
+		{"one without a format that is known", head + video("102 103", h264) + audio("18", ""), "0", []string{"sendonly", "0"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, answer, err := e.Open(OpenConfig{Stream: str, Offer: tt.offer})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			var got sdp.SessionDescription
+			if err := got.UnmarshalString(answer); err != nil {
+				t.Fatal(err)
+			}
+			group, _ := got.Attribute("group")
+			var sections []string
+			candidates := 0
+			for i, md := range got.MediaDescriptions {
+				direction := "0"
+				for _, a := range md.Attributes {
+					if md.MediaName.Port.Value != 0 && (a.Key == "sendonly" || a.Key == "inactive") {
+						direction = a.Key
+					}
+					if a.Key == "candidate" {
+						candidates++
+					}
+				}
+				if len(md.MediaName.Formats) == 0 {
+					t.Errorf("section %d has no format", i)
+				}
+				sections = append(sections, direction)
+			}
+			if strings.TrimPrefix(group, "BUNDLE ") != tt.group || !slices.Equal(sections, tt.want) || candidates == 0 {
+				t.Errorf("group %q, sections %v, %d candidates; want %q, %v and some:\n%s", group, sections, candidates, tt.group, tt.want, answer)
+			}
+		})
+	}
+}

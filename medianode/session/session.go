@@ -59,6 +59,8 @@ type Session struct {
 	viewer    atomic.Pointer[viewer]            // once connected
 	outlet    atomic.Pointer[outlet]            // once the shard has taken it
 
+	hanging sync.Mutex // held while the session is hung up
+
 	negotiating sync.Mutex // guards the next two; taken before mu
 	remote      *offer
 	sdpVersion  uint64
@@ -166,11 +168,11 @@ func (o *offer) checkRestart(next *offer, p *plan) error {
 		return badOffer("it receives in other sections than the session does")
 	}
 	for _, c := range next.sections[next.video].codecs {
-		if c.payloadType == p.video.payloadType && c.name == p.video.name {
+		if c.payloadType == p.video.payloadType && c.name == p.video.name && c.hasRTX == p.video.hasRTX && c.rtx == p.video.rtx {
 			return nil
 		}
 	}
-	return badOffer("payload type %d is no longer %s", p.video.payloadType, p.video.name)
+	return badOffer("payload type %d is no longer %s, or its retransmissions have another one", p.video.payloadType, p.video.name)
 }
 
 // Run sends the camera's media to the viewer until ctx ends or the session is
@@ -225,7 +227,7 @@ func (s *Session) watch(ctx context.Context) error {
 	defer camera.Close()
 	connect := time.NewTimer(s.engine.timeouts.Connect)
 	defer connect.Stop()
-	silence := time.NewTimer(s.engine.timeouts.Silence)
+	silence := time.NewTimer(s.engine.timeouts.Connect + s.engine.timeouts.Silence)
 	defer silence.Stop()
 	punch := time.NewTimer(0)
 	defer punch.Stop()
@@ -244,7 +246,9 @@ func (s *Session) watch(ctx context.Context) error {
 				return err
 			}
 			if s.connected.Load() {
-				connect.Stop()
+				if connect.Stop() {
+					silence.Reset(s.engine.timeouts.Silence)
+				}
 			} else {
 				punch.Reset(0)
 			}
@@ -389,6 +393,8 @@ func (s *Session) isClosed() bool {
 
 // hangUp ends the output, and then the transport.
 func (s *Session) hangUp() {
+	s.hanging.Lock()
+	defer s.hanging.Unlock()
 	if v := s.viewer.Swap(nil); v != nil {
 		v.shard.dismiss(v)
 	}
