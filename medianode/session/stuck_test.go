@@ -73,8 +73,10 @@ func (r *relay) carry(viewer io.Writer, node io.Reader) {
 	}
 }
 
-var tcpCandidate = regexp.MustCompile(`(?m)^a=candidate:\S+ 1 tcp (\d+) (\S+) (\d+) typ host tcptype passive\r\n`)
-var udpCandidate = regexp.MustCompile(`(?m)^a=candidate:\S+ 1 udp .*\r\n`)
+var (
+	tcpCandidate = regexp.MustCompile(`(?m)^a=candidate:\S+ 1 tcp (\d+) (\S+) (\d+) typ host tcptype passive\r\n`)
+	udpCandidate = regexp.MustCompile(`(?m)^a=candidate:\S+ 1 udp .*\r\n`)
+)
 
 // A viewer whose connection stands still costs nobody else a packet, and goes on
 // with a keyframe when it moves again.
@@ -93,7 +95,7 @@ func TestStuckViewer(t *testing.T) {
 		t.Fatal(err)
 	}
 	held := run(t, s)
-	port := through.Addr().(*net.TCPAddr).Port //nolint:errcheck // that is what it is
+	port := through.Addr().(*net.TCPAddr).Port
 	answer = udpCandidate.ReplaceAllString(answer, "")
 	answer = tcpCandidate.ReplaceAllString(answer, fmt.Sprintf("a=candidate:1 1 tcp $1 $2 %d typ host tcptype passive\r\n", port))
 	if !strings.Contains(answer, fmt.Sprintf(" %d typ host tcptype passive", port)) {

@@ -507,7 +507,7 @@ func TestPathsAreBounded(t *testing.T) {
 // it.
 func TestPunch(t *testing.T) {
 	c := newClient(t, newTestPort(t), nil)
-	here := c.conn.LocalAddr().(*net.UDPAddr).AddrPort() //nolint:errcheck // that is what it is
+	here := c.conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	for _, a := range []netip.AddrPort{here, here, {}, netip.MustParseAddrPort("0.0.0.0:5"), netip.MustParseAddrPort("224.0.0.1:5"), netip.MustParseAddrPort("127.0.0.1:0")} {
 		c.transport.AddCandidate(a)
 	}
