@@ -183,7 +183,7 @@ func shake(ctx context.Context, conn *dtls.Conn) (*Keys, *srtcp, error) {
 const maxSources = 16
 
 // A DTLS connection that is up has nothing to do but to wait for the viewer's
-// goodbye, and three goroutines and some 40 KB to do it with. So it is put to
+// goodbye, and three goroutines and some 36 KB to do it with. So it is put to
 // rest when the viewer has shown, by SRTCP, that it has all of the handshake that
 // it needs: what is left of it is its state, from which it is made anew when
 // the viewer sends a record, or to say goodbye ourselves.

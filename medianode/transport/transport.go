@@ -165,7 +165,7 @@ func (t *Transport) Local() Credentials {
 }
 
 // Restart begins another ICE generation (RFC 8445 §2.4) and returns our
-// credentials. Media keeps its path until the viewer has nominated another.
+// credentials. Media keeps its path until there is one of the new generation.
 func (t *Transport) Restart(remote Credentials) (Credentials, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
