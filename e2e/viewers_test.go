@@ -80,7 +80,7 @@ func checkGoroutines(t *testing.T, p *process) {
 	if !strings.Contains(stacks, "fanlight/medianode.(*Node)") {
 		t.Fatalf("these are no goroutines of a node:\n%s", stacks)
 	}
-	for _, of := range []string{"pion/webrtc/", "pion/dtls/", "pion/sctp/", "ice/v4.(*Agent)", "session.(*Session)"} {
+	for _, of := range []string{"pion/", "transport.(*tcpPath)", "session.(*Session)"} {
 		for goroutine := range strings.SplitSeq(stacks, "\n\n") {
 			if strings.Contains(goroutine, of) {
 				t.Errorf("left by a session:\n%s", goroutine)
