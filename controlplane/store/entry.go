@@ -101,6 +101,7 @@ const (
 	observedKey    = "observed/"
 	electionKey    = "election"
 	membersKey     = "members/"
+	vacantKey      = "vacant" // never there
 )
 
 func (s *Store) cameraKey(id fleet.CameraID) string { return s.prefix + camerasKey + string(id) }

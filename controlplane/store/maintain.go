@@ -118,6 +118,22 @@ func (m *maintainer) withdraw(ctx context.Context) {
 	_, _ = m.store.client.Revoke(ctx, m.lease) // else it runs out
 }
 
+// settle has etcd's database count as free what compaction has freed. It does so
+// when it writes next, and a store that is full refuses writes: it would never
+// see that there is room. A deletion it takes, also one of nothing.
+func (m *maintainer) settle(ctx context.Context) {
+	s := m.store
+	for range 2 { // what the first frees, the second counts
+		call, cancel := s.write(ctx)
+		_, err := s.client.Delete(call, s.prefix+vacantKey)
+		cancel()
+		if err != nil {
+			return // the next time
+		}
+		s.embedded.etcd.Server.Backend().ForceCommit()
+	}
+}
+
 // reclaimSpace gives the disk back what the database does not use, when it is
 // worth the pause that this is for this member: when the quota is reached, or
 // half of it and half of the file is empty. Else etcd uses the room again by
@@ -135,6 +151,7 @@ func (m *maintainer) reclaimSpace(ctx context.Context, h Health) {
 				s.log.Warn("store not compacted", "error", err)
 			}
 		}
+		m.settle(ctx)
 	}
 	if h.DBInUse < h.DBSize/2 && h.DBSize > h.Quota/2 || full && h.DBInUse < h.Quota/10*9 && h.DBSize >= h.Quota/10*9 {
 		began := time.Now()
