@@ -126,6 +126,7 @@ func pionPlays(t *testing.T, s *system, protocol string) {
 	if got := v.Protocol(); got != protocol {
 		t.Errorf("came over %s, want %s", got, protocol)
 	}
+	client{"pion", moduleVersion(t, "github.com/pion/webrtc/v4"), v.Protocol(), "", r.String()}.print(t)
 	if err := v.Delete(ctx); err != nil {
 		t.Error(err)
 	}

@@ -64,10 +64,16 @@ func newSite(t *testing.T) *site {
 	t.Helper()
 	s := &site{camera: make(chan string, 1), reports: make(chan report, 10)}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		var camera string
+		select {
+		case camera = <-s.camera:
+		case <-r.Context().Done():
+			return
+		}
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = fmt.Fprintf(w, `<!doctype html><title>A player by others</title><body>
-<script type="application/json" id="config">%s</script><script>%s</script><script>%s</script>`, <-s.camera, whepScript, firefoxScript)
+<script type="application/json" id="config">%s</script><script>%s</script><script>%s</script>`, camera, whepScript, firefoxScript)
 	})
 	mux.HandleFunc("POST /report", func(_ http.ResponseWriter, r *http.Request) {
 		var got report
@@ -121,7 +127,7 @@ func firefoxPlays(t *testing.T, s *system, site *site) {
 		got := site.next(t, protocol)
 		r := got.Received
 		client{"Firefox", regexp.MustCompile(`Firefox/\S+`).FindString(got.Version), r.Protocol, r.Cipher, r.String()}.print(t)
-		if got.Error != "" || !strings.HasSuffix(r.Cipher, gcm) || r.State != "connected" || r.Protocol != protocol || r.Audio.Codec != "audio/PCMA" || r.Audio.Samples <= r.Audio.Concealed || r.Video.Lost > 0 || r.Audio.Lost > 0 {
+		if got.Error != "" || !strings.HasSuffix(r.Cipher, gcm) || r.State != "connected" || r.Protocol != protocol || r.Audio.Codec != mimePCMA || r.Audio.Samples <= r.Audio.Concealed || r.Video.Lost > 0 || r.Audio.Lost > 0 {
 			t.Errorf("over %s: %s; plays %v", protocol, got.Error, r)
 		}
 	}

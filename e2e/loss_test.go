@@ -142,7 +142,7 @@ func lossy(t *testing.T) (*system, *simcam.Server, *wire) {
 
 	const mediaPort = 8189
 	at := func(port uint16) string { return netip.AddrPortFrom(there, port).String() }
-	up := fanlight("up", "--data", filepath.Join(t.TempDir(), "data"), "--http", at(8080), "--grpc", at(9090), "--media", at(mediaPort),
+	up := fanlight("up", "--max-cpu", "100", "--data", filepath.Join(t.TempDir(), "data"), "--http", at(8080), "--grpc", at(9090), "--media", at(mediaPort),
 		"--insecure", "--log-level", "debug")
 	if err := network.Wrap(place, up); err != nil {
 		t.Fatal(err)

@@ -95,7 +95,7 @@ func build() error {
 // checkPrograms fails early, and at once for all that is missing.
 func checkPrograms() error {
 	var missing []string
-	for _, name := range []string{"ffmpeg", "ffprobe", "vlc", "chromium", "firefox-esr", "setpriv", "ethtool", python} {
+	for _, name := range []string{"ffmpeg", "ffprobe", "vlc", "chromium", "firefox-esr", "setpriv", python} {
 		if _, err := exec.LookPath(name); err != nil {
 			missing = append(missing, name)
 		}

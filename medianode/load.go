@@ -39,7 +39,8 @@ type usage struct {
 	at      time.Time     // of the measurement
 	cpu     time.Duration // user and system time of the process; always 0: not known
 	cores   float64       // that the process may use; more than 0
-	sent    uint64        // bytes to viewers
+	udp     uint64        // bytes that the UDP socket has sent
+	media   uint64        // bytes of media that sessions have sent, over UDP and TCP
 	ingress float64       // bits per second from cameras, now
 }
 
@@ -89,7 +90,8 @@ func (m *meter) measure(u usage) (changed bool) {
 	average := func(v *float64, now float64) { *v += weight * (now - *v) }
 	average(&m.cpu, min(max((u.cpu-before.cpu).Seconds()/passed/u.cores, 0), 1))
 	average(&m.ingress, u.ingress)
-	average(&m.egress, float64(max(u.sent, before.sent)-before.sent)*8/passed)
+	since := func(now, before uint64) float64 { return float64(max(now, before)-before) * 8 / passed }
+	average(&m.egress, max(since(u.udp, before.udp), since(u.media, before.media)))
 	m.reserved = m.reserved*(1-weight) + m.fresh
 	m.fresh = 0
 	was := m.overloaded
@@ -185,14 +187,15 @@ func (n *Node) measure(ctx context.Context) {
 }
 
 // usage returns what the node uses. The socket does not count what viewers are
-// sent over TCP, and the sessions count no more than the media: the larger counts.
+// sent over TCP, and the sessions count no more than the media: what has grown more
+// counts.
 func (n *Node) usage() usage {
 	n.mu.Lock()
 	engine := n.engine
 	n.mu.Unlock()
 	u := usage{at: time.Now(), cpu: processTime(), cores: processors()}
 	if engine != nil {
-		u.sent = max(engine.SocketStats().BytesOut, engine.Stats().Total.Bytes)
+		u.udp, u.media = engine.SocketStats().BytesOut, engine.Stats().Total.Bytes
 	}
 	for _, c := range n.list() {
 		u.ingress += float64(c.stream.Stats().BitrateBPS)

@@ -89,7 +89,7 @@ func (m *machine) usage() usage {
 	defer m.mu.Unlock()
 	m.now.at = m.now.at.Add(time.Second)
 	m.now.cpu += time.Duration(m.busy * m.now.cores * float64(time.Second))
-	m.now.sent += uint64(m.sends / 8)
+	m.now.udp += uint64(m.sends / 8)
 	return m.now
 }
 
@@ -198,8 +198,8 @@ func TestMeasureNonsense(t *testing.T) {
 	m := newMeter(Capacity{CPU: 0.85})
 	at := time.Now()
 	for _, u := range []usage{
-		{at: at, cpu: time.Hour, cores: 2, sent: 1000},
-		{at: at, cpu: 2 * time.Hour, cores: 2, sent: 2000},
+		{at: at, cpu: time.Hour, cores: 2, udp: 1000},
+		{at: at, cpu: 2 * time.Hour, cores: 2, udp: 2000},
 		{at: at.Add(-time.Second), cpu: 3 * time.Hour, cores: 2},
 		{at: at.Add(time.Second), cpu: time.Hour, cores: 2},
 	} {

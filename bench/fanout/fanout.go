@@ -65,7 +65,7 @@
 // a process of the caller's choice is measured. The floor's turns are then beside
 // the server's work. Latency is 0 unless simcam's stamps are seen.
 //
-// Linux only. All traffic is on loopback unless a URL of others leads elsewhere.
+// Linux only. All traffic is on loopback: only a server on this machine can be measured.
 package fanout
 
 import (

@@ -75,17 +75,17 @@ func (v *viewer) join(ctx context.Context, client *http.Client, endpoint string,
 	defer cancel()
 	text, err := v.post(ctx, client, endpoint, offer(v.creds, v.socket.addr, id.fingerprint))
 	if err != nil {
-		return fmt.Errorf("join at %s: %w", endpoint, err)
+		return fmt.Errorf("join: %w", err)
 	}
 	a, err := parseAnswer(text)
 	if err != nil {
-		return fmt.Errorf("join at %s: %w", endpoint, err)
+		return fmt.Errorf("join: %w", err)
 	}
 	if err := v.nominate(ctx, a); err != nil {
-		return fmt.Errorf("join at %s: ICE: %w", endpoint, err)
+		return fmt.Errorf("join: ICE: %w", err)
 	}
 	if err := v.handshake(ctx, id, a); err != nil {
-		return fmt.Errorf("join at %s: DTLS: %w", endpoint, err)
+		return fmt.Errorf("join: DTLS: %w", err)
 	}
 	return nil
 }

@@ -97,7 +97,7 @@ func (f *benchFanoutFlags) check() error {
 	switch {
 	case f.output != "table" && f.output != "json":
 		return usagef("--output %s: must be table or json", f.output)
-	case f.cfg.Cameras < 1 || f.cfg.Cameras > maxFanoutCameras || last*f.cfg.Cameras > maxFanoutViewers:
+	case f.cfg.Cameras < 1 || f.cfg.Cameras > maxFanoutCameras || last > maxFanoutViewers/f.cfg.Cameras:
 		return usagef("--cameras %d --viewers %d: must be 1 to %d cameras, and %d viewers at most together", f.cfg.Cameras, last, maxFanoutCameras, maxFanoutViewers)
 	case f.cfg.Bitrate < 1 || f.cfg.Bitrate > 100_000_000:
 		return usagef("--bitrate %d: must be 1 to 100000000", f.cfg.Bitrate)
@@ -107,17 +107,19 @@ func (f *benchFanoutFlags) check() error {
 		return usagef("--duration %v: must be 1s to 1h", f.cfg.Duration)
 	case f.cfg.GOMAXPROCS < 0:
 		return usagef("--gomaxprocs %d: must not be negative", f.cfg.GOMAXPROCS)
-	case f.cfg.Loss < 0 || f.cfg.Loss > 0.5 || f.cfg.Lossy < 0 || f.cfg.Lossy > 1:
+	case !(f.cfg.Loss >= 0 && f.cfg.Loss <= 0.5 && f.cfg.Lossy >= 0 && f.cfg.Lossy <= 1): // also of NaN
 		return usagef("--loss must be 0 to 0.5, --lossy 0 to 1")
 	case (f.cfg.Loss > 0) != (f.cfg.Lossy > 0):
 		return usagef("give --loss and --lossy together")
+	case f.cfg.PID < 0:
+		return usagef("--pid %d: must be a process id", f.cfg.PID)
 	case (f.cfg.WHEP != "") != (f.cfg.PID != 0):
 		return usagef("give --whep and --pid together")
-	case f.cfg.WHEP != "" && (f.cfg.Cameras != 1 || f.cfg.GOMAXPROCS != 0 || f.cfg.CPUProfile != ""):
-		return usagef("--cameras, --gomaxprocs and --cpuprofile are of a server that this command starts, not of --whep")
+	case f.cfg.WHEP != "" && (f.cfg.Cameras != 1 || f.cfg.GOMAXPROCS != 0 || f.cfg.CPUProfile != "" || f.cfg.Apart || f.cfg.PacketSize != 0):
+		return usagef("--cameras, --packet-size, --apart, --gomaxprocs and --cpuprofile are of a server that this command starts, not of --whep")
 	}
 	if u, err := url.Parse(f.cfg.WHEP); err != nil || f.cfg.WHEP != "" && u.Host == "" {
-		return usagef("--whep %q: must be a URL", f.cfg.WHEP)
+		return usagef("--whep: must be a URL, as http://127.0.0.1:8889/cam/whep")
 	}
 	return nil
 }

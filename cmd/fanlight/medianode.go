@@ -42,7 +42,7 @@ func (f *nodeFlags) flags(flags *pflag.FlagSet, name, nameUsage string) {
 	flags.StringSliceVar(&f.networks, "camera-networks", nil, "`networks` that cameras may be in (default: all)")
 	flags.IntVar(&f.cameras, "max-cameras", 0, "`cameras` that the node may be given (0: no limit)")
 	flags.IntVar(&f.viewers, "max-viewers", 0, "`sessions` that the node takes (0: 1,000)")
-	flags.Float64Var(&f.cpu, "max-cpu", 100*medianode.DefaultCPU, "`per cent` of the processors that the process may use, beyond which the node refuses sessions (100: no limit)")
+	flags.Float64Var(&f.cpu, "max-cpu", 100*medianode.DefaultCPU, "`percent` of the processors that the process may use, beyond which the node refuses sessions (100: no limit)")
 	flags.Int64Var(&f.ingressBPS, "max-ingress-bps", 0, "`bits` per second from cameras that the node may be given (0: no limit)")
 	flags.Int64Var(&f.egressBPS, "max-egress-bps", 0, "`bits` per second to viewers, beyond which the node refuses sessions (0: no limit)")
 }
@@ -88,6 +88,13 @@ func (f *nodeFlags) config(log *slog.Logger, control *grpc.ClientConn, sessionAd
 	}
 	if !(f.cpu > 0 && f.cpu <= 100) { // also of NaN
 		return medianode.Config{}, usagef("--max-cpu %v: must be more than 0, and 100 at most, which is no limit", f.cpu)
+	}
+	for name, limit := range map[string]int64{
+		"max-cameras": int64(f.cameras), "max-viewers": int64(f.viewers), "max-ingress-bps": f.ingressBPS, "max-egress-bps": f.egressBPS,
+	} {
+		if limit < 0 {
+			return medianode.Config{}, usagef("--%s %d: must not be negative", name, limit)
+		}
 	}
 	cfg := medianode.Config{
 		Log:            log.With("component", "medianode"),

@@ -17,6 +17,7 @@ for side in base here; do
   tree=$PWD
   [ "$side" = base ] && tree=$work/base
   for p in "${packages[@]}"; do
+    [ -d "$tree/$p" ] || continue
     (cd "$tree" && go test -c -o "$work/$side-$(basename "$p").test" "$p")
   done
 done
@@ -25,6 +26,7 @@ for ((i = 0; i < count; i++)); do
     for side in base here; do
       tree=$PWD
       [ "$side" = base ] && tree=$work/base
+      [ -x "$work/$side-$(basename "$p").test" ] || continue
       echo "round $((i + 1)) of $count: $p, $side" >&2
       (cd "$tree/$p" && "$work/$side-$(basename "$p").test" -test.run '^$' -test.bench "$benchmarks" -test.benchmem -test.benchtime 200ms </dev/null) >>"$work/$side.txt"
     done
