@@ -52,11 +52,15 @@ func losesSome(t *testing.T, s *system, page *tab, wire *wire) {
 	if least := int(watch.Seconds()) * 25 * 8 / 10; sent < least {
 		t.Errorf("%d frames were sent in %v, want %d at least", sent, watch, least)
 	}
-	if decoded*100 < sent*99 {
-		t.Errorf("%d frames were decoded of %d, want 99 %% at least", decoded, sent)
+	// What a browser drops has come whole, and too late for it: on a busy machine
+	// that is not the network's fault.
+	dropped := after.Video.Dropped - before.Video.Dropped
+	if (decoded+dropped)*100 < sent*99 || decoded*100 < sent*95 {
+		t.Errorf("%d frames of %d were decoded and %d dropped, want 99 %% together at least", decoded, sent, dropped)
 	}
-	if v := after.Video; v.NACKs == 0 || v.Retransmitted == 0 || v.Freezes > 2 { // or the machine was busy
-		t.Errorf("%d NACKs, %d packets came again, %d freezes", v.NACKs, v.Retransmitted, v.Freezes)
+	v := after.Video
+	if v.NACKs == 0 || v.Retransmitted*10 < v.Lost*9 || v.Freezes > 2 { // or the machine was busy
+		t.Errorf("%d NACKs, %d packets came again of %d that were lost, %d freezes", v.NACKs, v.Retransmitted, v.Lost, v.Freezes)
 	}
 }
 
