@@ -48,8 +48,8 @@ type shard struct {
 	quit  bool
 }
 
-// mail is something for a shard to do. One of its fields is set, or join and
-// nothing else.
+// mail is something for a shard to do: join, leave (with done) or nack (with kind
+// and pair) is set.
 type mail struct {
 	join  *viewer
 	leave *viewer

@@ -8,9 +8,9 @@
 // What leaves is normalized once for all viewers:
 //
 //   - H264 (RFC 6184, packetization modes 0 and 1) fits into the MTU: a NAL
-//     unit that is too large becomes FU-A packets, an FU-A packet that is too
-//     large becomes several, an aggregate (STAP-A) that is too large becomes
-//     single NAL units. The last packet of an access unit has the marker bit.
+//     unit that is too large becomes FU-A packets, FU-A packets that are too
+//     large are cut anew, across one another, an aggregate (STAP-A) that is too
+//     large becomes single NAL units. The last packet of an access unit has the marker bit.
 //   - Parameter sets and access unit delimiters are taken out, aggregated or
 //     not. An IDR picture, and one that came with new sets, leaves as the
 //     sequence and picture parameter sets, from the SDP or from the packets
