@@ -15,7 +15,12 @@ type Camera struct {
 	IdleTimeout time.Duration // ON_DEMAND only; never 0
 	MaxSessions int           // RTSP sessions the camera accepts; 0: unlimited
 	TCPFirst    bool          // RTP came over TCP when the camera was last seen
+	ONVIFURL    string        // of the device service, without credentials; empty: guessed from the first profile's; ONVIFNone: not used
+	Retry       int64         // grows when an operator wants the camera tried at once
 }
+
+// ONVIFNone in place of an ONVIF URL says that ONVIF is not used.
+const ONVIFNone = "none"
 
 // Profile is one of a camera's RTSP URLs.
 type Profile struct {
@@ -137,6 +142,7 @@ const (
 	ReasonNoMedia              Reason = "no_media"
 	ReasonConnectionClosed     Reason = "connection_closed"
 	ReasonNetworkForbidden     Reason = "network_forbidden"
+	ReasonBFrames              Reason = "b_frames"
 )
 
 // Enum returns the name of the reason's value in the control plane's enum,
@@ -157,17 +163,28 @@ type CameraStatus struct {
 	Since     time.Time // when State last changed
 	Profiles  []ProfileStatus
 	Viewers   int
+	Verdict   Verdict
 }
 
 // ProfileStatus is what a node sees of one profile that it pulls.
 type ProfileStatus struct {
 	ID               string
+	State            CameraState
+	Reason           Reason
+	Message          string
+	RetryTime        time.Time
 	Tracks           []TrackStatus
 	Transport        Transport
+	URLIndex         int           // 0: the profile's URL; n: the n-th of its fallback URLs
 	BitrateBPS       int64         // of RTP from the camera, bits per second
 	FramesPerSecond  float64       // video
 	KeyframeInterval time.Duration // between the last two keyframes; 0: unknown
-	PacketsLost      int64         // between the camera and the node
+	PacketsLost      int64         // between the camera and the node, since the source connected
+	Loss             float64       // the share of packets lost there in the last ten seconds, 0 to 1
+	Jitter           time.Duration // of video from the camera (RFC 3550 §6.4.1)
+	KeyframeRequest  KeyframeRequest
+	BFrames          BFrames
+	Viewers          int
 }
 
 // TrackStatus is one audio or video component of a profile.
@@ -175,4 +192,64 @@ type TrackStatus struct {
 	Codec             string // RTP encoding name: "H264", "OPUS", "PCMA"
 	Width, Height     int    // video, in pixels; 0: unknown
 	UnsupportedReason string // why the track is not passed on; empty: it is
+}
+
+// KeyframeRequest is how a camera is asked for a keyframe. The values are those
+// of the control plane's enum.
+type KeyframeRequest int
+
+// The ways. The zero value: not learnt yet.
+const (
+	KeyframeRequestUnknown KeyframeRequest = iota
+	KeyframeRequestNone                    // it heeds no request
+	KeyframeRequestRTCP                    // picture loss indication (RFC 4585 §6.3.1)
+	KeyframeRequestONVIF                   // SetSynchronizationPoint
+)
+
+// BFrames is whether a profile's video has B-frames. The values are those of the
+// control plane's enum.
+type BFrames int
+
+// What there can be. The zero value: not known yet, or the codec has none.
+const (
+	BFramesUnknown    BFrames = iota
+	BFramesNone               // none has been seen
+	BFramesDropped            // no picture refers to them: they are left out
+	BFramesReferenced         // pictures refer to them: browsers cannot play the profile
+)
+
+// Verdict says what is to blame for a picture that is not good. The zero value:
+// nothing is wrong.
+type Verdict struct {
+	Cause   Cause
+	Message string // what was seen, with figures, and what to change; no credentials, no addresses
+}
+
+// Cause is what is to blame. The values are those of the control plane's enum
+// Verdict.Cause.
+type Cause int
+
+// The causes.
+const (
+	CauseNone          Cause = iota
+	CauseCamera              // the camera, or the network between it and its node
+	CauseNode                // the node does not keep up
+	CauseViewerNetwork       // the network between the node and the viewer
+	CauseCodec               // what the camera sends cannot be played, or only in part
+)
+
+// String returns the cause as websocket, page and metrics have it: empty for none.
+func (c Cause) String() string {
+	switch c {
+	case CauseCamera:
+		return "camera"
+	case CauseNode:
+		return "node"
+	case CauseViewerNetwork:
+		return "viewer_network"
+	case CauseCodec:
+		return "codec"
+	default:
+		return ""
+	}
 }

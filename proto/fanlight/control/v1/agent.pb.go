@@ -585,6 +585,9 @@ type DesiredCamera struct {
 	// tries that first where the camera's transport is automatic, so that a camera
 	// whose UDP does not get through loses no time again when it moves.
 	LastTransport Profile_Transport `protobuf:"varint,5,opt,name=last_transport,json=lastTransport,proto3,enum=fanlight.control.v1.Profile_Transport" json:"last_transport,omitempty"`
+	// Grows with each RetryCamera. When it does, a node that waits before it tries
+	// the camera again does not wait any longer.
+	Retry         int64 `protobuf:"varint,6,opt,name=retry,proto3" json:"retry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -652,6 +655,13 @@ func (x *DesiredCamera) GetLastTransport() Profile_Transport {
 		return x.LastTransport
 	}
 	return Profile_TRANSPORT_UNSPECIFIED
+}
+
+func (x *DesiredCamera) GetRetry() int64 {
+	if x != nil {
+		return x.Retry
+	}
+	return 0
 }
 
 // Applied says what a node made of a desired set.
@@ -987,7 +997,7 @@ const file_fanlight_control_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\x03R\n" +
 	"generation\x12<\n" +
-	"\acameras\x18\x02 \x03(\v2\".fanlight.control.v1.DesiredCameraR\acameras\"\xec\x02\n" +
+	"\acameras\x18\x02 \x03(\v2\".fanlight.control.v1.DesiredCameraR\acameras\"\x82\x03\n" +
 	"\rDesiredCamera\x123\n" +
 	"\x06camera\x18\x01 \x01(\v2\x1b.fanlight.control.v1.CameraR\x06camera\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x1e\n" +
@@ -995,7 +1005,8 @@ const file_fanlight_control_v1_agent_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\x03R\n" +
 	"generation\x12;\n" +
 	"\x04part\x18\x04 \x01(\x0e2'.fanlight.control.v1.DesiredCamera.PartR\x04part\x12M\n" +
-	"\x0elast_transport\x18\x05 \x01(\x0e2&.fanlight.control.v1.Profile.TransportR\rlastTransport\"^\n" +
+	"\x0elast_transport\x18\x05 \x01(\x0e2&.fanlight.control.v1.Profile.TransportR\rlastTransport\x12\x14\n" +
+	"\x05retry\x18\x06 \x01(\x03R\x05retry\"^\n" +
 	"\x04Part\x12\x14\n" +
 	"\x10PART_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePART_TAKE_OVER\x10\x01\x12\x12\n" +

@@ -78,6 +78,9 @@ const (
 	Reason_REASON_CAMERA_DELETED Reason = 21
 	// The camera is moving to another node.
 	Reason_REASON_MOVING Reason = 22
+	// The camera sends B-frames that other pictures refer to, which browsers
+	// cannot play.
+	Reason_REASON_B_FRAMES Reason = 23
 )
 
 // Enum value maps for Reason.
@@ -106,6 +109,7 @@ var (
 		20: "REASON_NETWORK_FORBIDDEN",
 		21: "REASON_CAMERA_DELETED",
 		22: "REASON_MOVING",
+		23: "REASON_B_FRAMES",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":           0,
@@ -131,6 +135,7 @@ var (
 		"REASON_NETWORK_FORBIDDEN":     20,
 		"REASON_CAMERA_DELETED":        21,
 		"REASON_MOVING":                22,
+		"REASON_B_FRAMES":              23,
 	}
 )
 
@@ -344,6 +349,182 @@ func (CameraStatus_State) EnumDescriptor() ([]byte, []int) {
 	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{2, 0}
 }
 
+// Cause is what is to blame.
+type Verdict_Cause int32
+
+const (
+	// Nothing.
+	Verdict_CAUSE_UNSPECIFIED Verdict_Cause = 0
+	// The camera, or the network between it and its node.
+	Verdict_CAUSE_CAMERA Verdict_Cause = 1
+	// The node: it does not keep up.
+	Verdict_CAUSE_NODE Verdict_Cause = 2
+	// The network between the node and the viewer. Of a camera: between the node
+	// and most of its viewers.
+	Verdict_CAUSE_VIEWER_NETWORK Verdict_Cause = 3
+	// What the camera sends cannot be played, or only in part.
+	Verdict_CAUSE_CODEC Verdict_Cause = 4
+)
+
+// Enum value maps for Verdict_Cause.
+var (
+	Verdict_Cause_name = map[int32]string{
+		0: "CAUSE_UNSPECIFIED",
+		1: "CAUSE_CAMERA",
+		2: "CAUSE_NODE",
+		3: "CAUSE_VIEWER_NETWORK",
+		4: "CAUSE_CODEC",
+	}
+	Verdict_Cause_value = map[string]int32{
+		"CAUSE_UNSPECIFIED":    0,
+		"CAUSE_CAMERA":         1,
+		"CAUSE_NODE":           2,
+		"CAUSE_VIEWER_NETWORK": 3,
+		"CAUSE_CODEC":          4,
+	}
+)
+
+func (x Verdict_Cause) Enum() *Verdict_Cause {
+	p := new(Verdict_Cause)
+	*p = x
+	return p
+}
+
+func (x Verdict_Cause) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Verdict_Cause) Descriptor() protoreflect.EnumDescriptor {
+	return file_fanlight_control_v1_camera_proto_enumTypes[4].Descriptor()
+}
+
+func (Verdict_Cause) Type() protoreflect.EnumType {
+	return &file_fanlight_control_v1_camera_proto_enumTypes[4]
+}
+
+func (x Verdict_Cause) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Verdict_Cause.Descriptor instead.
+func (Verdict_Cause) EnumDescriptor() ([]byte, []int) {
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{3, 0}
+}
+
+// KeyframeRequest is how a camera is asked for a keyframe.
+type ProfileStatus_KeyframeRequest int32
+
+const (
+	// Not learnt yet.
+	ProfileStatus_KEYFRAME_REQUEST_UNSPECIFIED ProfileStatus_KeyframeRequest = 0
+	// The camera heeds no request.
+	ProfileStatus_KEYFRAME_REQUEST_NONE ProfileStatus_KeyframeRequest = 1
+	// By RTCP picture loss indication (RFC 4585 §6.3.1).
+	ProfileStatus_KEYFRAME_REQUEST_RTCP ProfileStatus_KeyframeRequest = 2
+	// By ONVIF SetSynchronizationPoint.
+	ProfileStatus_KEYFRAME_REQUEST_ONVIF ProfileStatus_KeyframeRequest = 3
+)
+
+// Enum value maps for ProfileStatus_KeyframeRequest.
+var (
+	ProfileStatus_KeyframeRequest_name = map[int32]string{
+		0: "KEYFRAME_REQUEST_UNSPECIFIED",
+		1: "KEYFRAME_REQUEST_NONE",
+		2: "KEYFRAME_REQUEST_RTCP",
+		3: "KEYFRAME_REQUEST_ONVIF",
+	}
+	ProfileStatus_KeyframeRequest_value = map[string]int32{
+		"KEYFRAME_REQUEST_UNSPECIFIED": 0,
+		"KEYFRAME_REQUEST_NONE":        1,
+		"KEYFRAME_REQUEST_RTCP":        2,
+		"KEYFRAME_REQUEST_ONVIF":       3,
+	}
+)
+
+func (x ProfileStatus_KeyframeRequest) Enum() *ProfileStatus_KeyframeRequest {
+	p := new(ProfileStatus_KeyframeRequest)
+	*p = x
+	return p
+}
+
+func (x ProfileStatus_KeyframeRequest) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ProfileStatus_KeyframeRequest) Descriptor() protoreflect.EnumDescriptor {
+	return file_fanlight_control_v1_camera_proto_enumTypes[5].Descriptor()
+}
+
+func (ProfileStatus_KeyframeRequest) Type() protoreflect.EnumType {
+	return &file_fanlight_control_v1_camera_proto_enumTypes[5]
+}
+
+func (x ProfileStatus_KeyframeRequest) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ProfileStatus_KeyframeRequest.Descriptor instead.
+func (ProfileStatus_KeyframeRequest) EnumDescriptor() ([]byte, []int) {
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{4, 0}
+}
+
+// BFrames is whether the video has B-frames.
+type ProfileStatus_BFrames int32
+
+const (
+	// Not known yet, or a codec that has none.
+	ProfileStatus_B_FRAMES_UNSPECIFIED ProfileStatus_BFrames = 0
+	// None has been seen.
+	ProfileStatus_B_FRAMES_NONE ProfileStatus_BFrames = 1
+	// No picture refers to them: they are left out.
+	ProfileStatus_B_FRAMES_DROPPED ProfileStatus_BFrames = 2
+	// Other pictures refer to them: browsers cannot play the profile.
+	ProfileStatus_B_FRAMES_REFERENCED ProfileStatus_BFrames = 3
+)
+
+// Enum value maps for ProfileStatus_BFrames.
+var (
+	ProfileStatus_BFrames_name = map[int32]string{
+		0: "B_FRAMES_UNSPECIFIED",
+		1: "B_FRAMES_NONE",
+		2: "B_FRAMES_DROPPED",
+		3: "B_FRAMES_REFERENCED",
+	}
+	ProfileStatus_BFrames_value = map[string]int32{
+		"B_FRAMES_UNSPECIFIED": 0,
+		"B_FRAMES_NONE":        1,
+		"B_FRAMES_DROPPED":     2,
+		"B_FRAMES_REFERENCED":  3,
+	}
+)
+
+func (x ProfileStatus_BFrames) Enum() *ProfileStatus_BFrames {
+	p := new(ProfileStatus_BFrames)
+	*p = x
+	return p
+}
+
+func (x ProfileStatus_BFrames) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ProfileStatus_BFrames) Descriptor() protoreflect.EnumDescriptor {
+	return file_fanlight_control_v1_camera_proto_enumTypes[6].Descriptor()
+}
+
+func (ProfileStatus_BFrames) Type() protoreflect.EnumType {
+	return &file_fanlight_control_v1_camera_proto_enumTypes[6]
+}
+
+func (x ProfileStatus_BFrames) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ProfileStatus_BFrames.Descriptor instead.
+func (ProfileStatus_BFrames) EnumDescriptor() ([]byte, []int) {
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{4, 1}
+}
+
 // Type is what happened to a camera.
 type CameraEvent_Type int32
 
@@ -381,11 +562,11 @@ func (x CameraEvent_Type) String() string {
 }
 
 func (CameraEvent_Type) Descriptor() protoreflect.EnumDescriptor {
-	return file_fanlight_control_v1_camera_proto_enumTypes[4].Descriptor()
+	return file_fanlight_control_v1_camera_proto_enumTypes[7].Descriptor()
 }
 
 func (CameraEvent_Type) Type() protoreflect.EnumType {
-	return &file_fanlight_control_v1_camera_proto_enumTypes[4]
+	return &file_fanlight_control_v1_camera_proto_enumTypes[7]
 }
 
 func (x CameraEvent_Type) Number() protoreflect.EnumNumber {
@@ -394,7 +575,7 @@ func (x CameraEvent_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CameraEvent_Type.Descriptor instead.
 func (CameraEvent_Type) EnumDescriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{22, 0}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{25, 0}
 }
 
 // Camera is one configured RTSP camera.
@@ -442,7 +623,12 @@ type Camera struct {
 	// deletion to be refused if somebody else was faster.
 	Etag string `protobuf:"bytes,16,opt,name=etag,proto3" json:"etag,omitempty"`
 	// What is seen of the camera. Output only.
-	Status        *CameraStatus `protobuf:"bytes,17,opt,name=status,proto3" json:"status,omitempty"`
+	Status *CameraStatus `protobuf:"bytes,17,opt,name=status,proto3" json:"status,omitempty"`
+	// The URL of the camera's ONVIF device service, by which it is asked for a
+	// keyframe: http://host[:port]/path or https://…, without user name or
+	// password; those of RTSP are used. Empty: /onvif/device_service at port 80 of
+	// the first profile's host is tried. "none": ONVIF is not used.
+	OnvifUrl      string `protobuf:"bytes,18,opt,name=onvif_url,json=onvifUrl,proto3" json:"onvif_url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -596,6 +782,13 @@ func (x *Camera) GetStatus() *CameraStatus {
 	return nil
 }
 
+func (x *Camera) GetOnvifUrl() string {
+	if x != nil {
+		return x.OnvifUrl
+	}
+	return ""
+}
+
 // Profile is one of a camera's RTSP URLs.
 type Profile struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -701,7 +894,9 @@ type CameraStatus struct {
 	// What is seen of each profile that is being pulled.
 	Profiles []*ProfileStatus `protobuf:"bytes,8,rep,name=profiles,proto3" json:"profiles,omitempty"`
 	// How many sessions watch the camera; coarse, some seconds old.
-	Viewers       int32 `protobuf:"varint,9,opt,name=viewers,proto3" json:"viewers,omitempty"`
+	Viewers int32 `protobuf:"varint,9,opt,name=viewers,proto3" json:"viewers,omitempty"`
+	// What keeps the picture from being good. Unset: nothing does.
+	Verdict       *Verdict `protobuf:"bytes,10,opt,name=verdict,proto3" json:"verdict,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -799,6 +994,68 @@ func (x *CameraStatus) GetViewers() int32 {
 	return 0
 }
 
+func (x *CameraStatus) GetVerdict() *Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return nil
+}
+
+// Verdict says what is to blame for a picture that is not good.
+type Verdict struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is to blame.
+	Cause Verdict_Cause `protobuf:"varint,1,opt,name=cause,proto3,enum=fanlight.control.v1.Verdict_Cause" json:"cause,omitempty"`
+	// What was seen, with figures, and what to change.
+	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verdict) Reset() {
+	*x = Verdict{}
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verdict) ProtoMessage() {}
+
+func (x *Verdict) ProtoReflect() protoreflect.Message {
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
+func (*Verdict) Descriptor() ([]byte, []int) {
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Verdict) GetCause() Verdict_Cause {
+	if x != nil {
+		return x.Cause
+	}
+	return Verdict_CAUSE_UNSPECIFIED
+}
+
+func (x *Verdict) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // ProfileStatus is what is seen of one profile.
 type ProfileStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -816,14 +1073,35 @@ type ProfileStatus struct {
 	KeyframeInterval *durationpb.Duration `protobuf:"bytes,6,opt,name=keyframe_interval,json=keyframeInterval,proto3" json:"keyframe_interval,omitempty"`
 	// RTP packets that the camera sent and the node did not get, since the
 	// source connected.
-	PacketsLost   int64 `protobuf:"varint,7,opt,name=packets_lost,json=packetsLost,proto3" json:"packets_lost,omitempty"`
+	PacketsLost int64 `protobuf:"varint,7,opt,name=packets_lost,json=packetsLost,proto3" json:"packets_lost,omitempty"`
+	// The share of such packets in the last ten seconds, 0 to 1.
+	Loss float64 `protobuf:"fixed64,8,opt,name=loss,proto3" json:"loss,omitempty"`
+	// How unevenly video comes from the camera (interarrival jitter, RFC 3550
+	// §6.4.1).
+	Jitter *durationpb.Duration `protobuf:"bytes,9,opt,name=jitter,proto3" json:"jitter,omitempty"`
+	// Which URL is in use: 0 is url, 1 the first of fallback_urls, and so on.
+	UrlIndex int32 `protobuf:"varint,10,opt,name=url_index,json=urlIndex,proto3" json:"url_index,omitempty"`
+	// How the camera is asked for keyframes, as far as has been learnt.
+	KeyframeRequest ProfileStatus_KeyframeRequest `protobuf:"varint,11,opt,name=keyframe_request,json=keyframeRequest,proto3,enum=fanlight.control.v1.ProfileStatus_KeyframeRequest" json:"keyframe_request,omitempty"`
+	// Whether the video has B-frames, and what becomes of them.
+	BFrames ProfileStatus_BFrames `protobuf:"varint,12,opt,name=b_frames,json=bFrames,proto3,enum=fanlight.control.v1.ProfileStatus_BFrames" json:"b_frames,omitempty"`
+	// Where the profile stands.
+	State CameraStatus_State `protobuf:"varint,13,opt,name=state,proto3,enum=fanlight.control.v1.CameraStatus_State" json:"state,omitempty"`
+	// Why the state is not LIVE.
+	Reason Reason `protobuf:"varint,14,opt,name=reason,proto3,enum=fanlight.control.v1.Reason" json:"reason,omitempty"`
+	// The reason in a sentence that says what to change. No credentials.
+	Message string `protobuf:"bytes,15,opt,name=message,proto3" json:"message,omitempty"`
+	// When the next attempt to connect will be made, in state FAILED.
+	RetryTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
+	// How many sessions get this profile; coarse, some seconds old.
+	Viewers       int32 `protobuf:"varint,17,opt,name=viewers,proto3" json:"viewers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProfileStatus) Reset() {
 	*x = ProfileStatus{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[3]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +1113,7 @@ func (x *ProfileStatus) String() string {
 func (*ProfileStatus) ProtoMessage() {}
 
 func (x *ProfileStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[3]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +1126,7 @@ func (x *ProfileStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProfileStatus.ProtoReflect.Descriptor instead.
 func (*ProfileStatus) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{3}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ProfileStatus) GetId() string {
@@ -900,6 +1178,76 @@ func (x *ProfileStatus) GetPacketsLost() int64 {
 	return 0
 }
 
+func (x *ProfileStatus) GetLoss() float64 {
+	if x != nil {
+		return x.Loss
+	}
+	return 0
+}
+
+func (x *ProfileStatus) GetJitter() *durationpb.Duration {
+	if x != nil {
+		return x.Jitter
+	}
+	return nil
+}
+
+func (x *ProfileStatus) GetUrlIndex() int32 {
+	if x != nil {
+		return x.UrlIndex
+	}
+	return 0
+}
+
+func (x *ProfileStatus) GetKeyframeRequest() ProfileStatus_KeyframeRequest {
+	if x != nil {
+		return x.KeyframeRequest
+	}
+	return ProfileStatus_KEYFRAME_REQUEST_UNSPECIFIED
+}
+
+func (x *ProfileStatus) GetBFrames() ProfileStatus_BFrames {
+	if x != nil {
+		return x.BFrames
+	}
+	return ProfileStatus_B_FRAMES_UNSPECIFIED
+}
+
+func (x *ProfileStatus) GetState() CameraStatus_State {
+	if x != nil {
+		return x.State
+	}
+	return CameraStatus_STATE_UNSPECIFIED
+}
+
+func (x *ProfileStatus) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
+}
+
+func (x *ProfileStatus) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ProfileStatus) GetRetryTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetryTime
+	}
+	return nil
+}
+
+func (x *ProfileStatus) GetViewers() int32 {
+	if x != nil {
+		return x.Viewers
+	}
+	return 0
+}
+
 // TrackStatus is one audio or video component.
 type TrackStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -917,7 +1265,7 @@ type TrackStatus struct {
 
 func (x *TrackStatus) Reset() {
 	*x = TrackStatus{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[4]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1277,7 @@ func (x *TrackStatus) String() string {
 func (*TrackStatus) ProtoMessage() {}
 
 func (x *TrackStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[4]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1290,7 @@ func (x *TrackStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrackStatus.ProtoReflect.Descriptor instead.
 func (*TrackStatus) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{4}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TrackStatus) GetCodec() string {
@@ -987,7 +1335,7 @@ type CreateCameraRequest struct {
 
 func (x *CreateCameraRequest) Reset() {
 	*x = CreateCameraRequest{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[5]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1347,7 @@ func (x *CreateCameraRequest) String() string {
 func (*CreateCameraRequest) ProtoMessage() {}
 
 func (x *CreateCameraRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[5]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1360,7 @@ func (x *CreateCameraRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCameraRequest.ProtoReflect.Descriptor instead.
 func (*CreateCameraRequest) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{5}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateCameraRequest) GetCamera() *Camera {
@@ -1040,7 +1388,7 @@ type CreateCameraResponse struct {
 
 func (x *CreateCameraResponse) Reset() {
 	*x = CreateCameraResponse{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[6]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1400,7 @@ func (x *CreateCameraResponse) String() string {
 func (*CreateCameraResponse) ProtoMessage() {}
 
 func (x *CreateCameraResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[6]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1413,7 @@ func (x *CreateCameraResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCameraResponse.ProtoReflect.Descriptor instead.
 func (*CreateCameraResponse) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{6}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateCameraResponse) GetCamera() *Camera {
@@ -1086,7 +1434,7 @@ type GetCameraRequest struct {
 
 func (x *GetCameraRequest) Reset() {
 	*x = GetCameraRequest{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[7]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1446,7 @@ func (x *GetCameraRequest) String() string {
 func (*GetCameraRequest) ProtoMessage() {}
 
 func (x *GetCameraRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[7]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1459,7 @@ func (x *GetCameraRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCameraRequest.ProtoReflect.Descriptor instead.
 func (*GetCameraRequest) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{7}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetCameraRequest) GetName() string {
@@ -1132,7 +1480,7 @@ type GetCameraResponse struct {
 
 func (x *GetCameraResponse) Reset() {
 	*x = GetCameraResponse{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[8]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1492,7 @@ func (x *GetCameraResponse) String() string {
 func (*GetCameraResponse) ProtoMessage() {}
 
 func (x *GetCameraResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[8]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1505,7 @@ func (x *GetCameraResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCameraResponse.ProtoReflect.Descriptor instead.
 func (*GetCameraResponse) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{8}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetCameraResponse) GetCamera() *Camera {
@@ -1182,7 +1530,7 @@ type CameraFilter struct {
 
 func (x *CameraFilter) Reset() {
 	*x = CameraFilter{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[9]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +1542,7 @@ func (x *CameraFilter) String() string {
 func (*CameraFilter) ProtoMessage() {}
 
 func (x *CameraFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[9]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +1555,7 @@ func (x *CameraFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CameraFilter.ProtoReflect.Descriptor instead.
 func (*CameraFilter) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{9}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CameraFilter) GetLabels() map[string]string {
@@ -1248,7 +1596,7 @@ type ListCamerasRequest struct {
 
 func (x *ListCamerasRequest) Reset() {
 	*x = ListCamerasRequest{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[10]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1608,7 @@ func (x *ListCamerasRequest) String() string {
 func (*ListCamerasRequest) ProtoMessage() {}
 
 func (x *ListCamerasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[10]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1621,7 @@ func (x *ListCamerasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCamerasRequest.ProtoReflect.Descriptor instead.
 func (*ListCamerasRequest) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{10}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListCamerasRequest) GetPageSize() int32 {
@@ -1310,7 +1658,7 @@ type ListCamerasResponse struct {
 
 func (x *ListCamerasResponse) Reset() {
 	*x = ListCamerasResponse{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[11]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1670,7 @@ func (x *ListCamerasResponse) String() string {
 func (*ListCamerasResponse) ProtoMessage() {}
 
 func (x *ListCamerasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[11]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1683,7 @@ func (x *ListCamerasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCamerasResponse.ProtoReflect.Descriptor instead.
 func (*ListCamerasResponse) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{11}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListCamerasResponse) GetCameras() []*Camera {
@@ -1359,7 +1707,7 @@ type UpdateCameraRequest struct {
 	Camera *Camera `protobuf:"bytes,1,opt,name=camera,proto3" json:"camera,omitempty"`
 	// Which fields change: display_name, profiles, username, password, labels,
 	// node_selector, pull_policy, idle_timeout, disabled, max_sessions,
-	// expected_bitrate_bps. Empty: every one of these but password.
+	// expected_bitrate_bps, onvif_url. Empty: every one of these but password.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1367,7 +1715,7 @@ type UpdateCameraRequest struct {
 
 func (x *UpdateCameraRequest) Reset() {
 	*x = UpdateCameraRequest{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[12]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1727,7 @@ func (x *UpdateCameraRequest) String() string {
 func (*UpdateCameraRequest) ProtoMessage() {}
 
 func (x *UpdateCameraRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[12]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1740,7 @@ func (x *UpdateCameraRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateCameraRequest.ProtoReflect.Descriptor instead.
 func (*UpdateCameraRequest) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{12}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpdateCameraRequest) GetCamera() *Camera {
@@ -1420,7 +1768,7 @@ type UpdateCameraResponse struct {
 
 func (x *UpdateCameraResponse) Reset() {
 	*x = UpdateCameraResponse{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[13]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1780,7 @@ func (x *UpdateCameraResponse) String() string {
 func (*UpdateCameraResponse) ProtoMessage() {}
 
 func (x *UpdateCameraResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[13]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1793,7 @@ func (x *UpdateCameraResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateCameraResponse.ProtoReflect.Descriptor instead.
 func (*UpdateCameraResponse) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{13}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UpdateCameraResponse) GetCamera() *Camera {
@@ -1468,7 +1816,7 @@ type DeleteCameraRequest struct {
 
 func (x *DeleteCameraRequest) Reset() {
 	*x = DeleteCameraRequest{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[14]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1828,7 @@ func (x *DeleteCameraRequest) String() string {
 func (*DeleteCameraRequest) ProtoMessage() {}
 
 func (x *DeleteCameraRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[14]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1841,7 @@ func (x *DeleteCameraRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCameraRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCameraRequest) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{14}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteCameraRequest) GetName() string {
@@ -1519,7 +1867,7 @@ type DeleteCameraResponse struct {
 
 func (x *DeleteCameraResponse) Reset() {
 	*x = DeleteCameraResponse{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[15]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1879,7 @@ func (x *DeleteCameraResponse) String() string {
 func (*DeleteCameraResponse) ProtoMessage() {}
 
 func (x *DeleteCameraResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[15]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1892,99 @@ func (x *DeleteCameraResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCameraResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCameraResponse) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{15}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{16}
+}
+
+// RetryCameraRequest names a camera to try at once.
+type RetryCameraRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "cameras/{camera}".
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryCameraRequest) Reset() {
+	*x = RetryCameraRequest{}
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryCameraRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryCameraRequest) ProtoMessage() {}
+
+func (x *RetryCameraRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryCameraRequest.ProtoReflect.Descriptor instead.
+func (*RetryCameraRequest) Descriptor() ([]byte, []int) {
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RetryCameraRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// RetryCameraResponse has the camera as it was when the request was stored.
+type RetryCameraResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The camera.
+	Camera        *Camera `protobuf:"bytes,1,opt,name=camera,proto3" json:"camera,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryCameraResponse) Reset() {
+	*x = RetryCameraResponse{}
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryCameraResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryCameraResponse) ProtoMessage() {}
+
+func (x *RetryCameraResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryCameraResponse.ProtoReflect.Descriptor instead.
+func (*RetryCameraResponse) Descriptor() ([]byte, []int) {
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RetryCameraResponse) GetCamera() *Camera {
+	if x != nil {
+		return x.Camera
+	}
+	return nil
 }
 
 // BatchCreateCamerasRequest asks for many cameras.
@@ -1558,7 +1998,7 @@ type BatchCreateCamerasRequest struct {
 
 func (x *BatchCreateCamerasRequest) Reset() {
 	*x = BatchCreateCamerasRequest{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[16]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +2010,7 @@ func (x *BatchCreateCamerasRequest) String() string {
 func (*BatchCreateCamerasRequest) ProtoMessage() {}
 
 func (x *BatchCreateCamerasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[16]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +2023,7 @@ func (x *BatchCreateCamerasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchCreateCamerasRequest.ProtoReflect.Descriptor instead.
 func (*BatchCreateCamerasRequest) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{16}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BatchCreateCamerasRequest) GetRequests() []*CreateCameraRequest {
@@ -1604,7 +2044,7 @@ type BatchCreateCamerasResponse struct {
 
 func (x *BatchCreateCamerasResponse) Reset() {
 	*x = BatchCreateCamerasResponse{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[17]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +2056,7 @@ func (x *BatchCreateCamerasResponse) String() string {
 func (*BatchCreateCamerasResponse) ProtoMessage() {}
 
 func (x *BatchCreateCamerasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[17]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +2069,7 @@ func (x *BatchCreateCamerasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchCreateCamerasResponse.ProtoReflect.Descriptor instead.
 func (*BatchCreateCamerasResponse) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{17}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BatchCreateCamerasResponse) GetResults() []*BatchCreateCamerasResult {
@@ -1655,7 +2095,7 @@ type BatchCreateCamerasResult struct {
 
 func (x *BatchCreateCamerasResult) Reset() {
 	*x = BatchCreateCamerasResult{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[18]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +2107,7 @@ func (x *BatchCreateCamerasResult) String() string {
 func (*BatchCreateCamerasResult) ProtoMessage() {}
 
 func (x *BatchCreateCamerasResult) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[18]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +2120,7 @@ func (x *BatchCreateCamerasResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchCreateCamerasResult.ProtoReflect.Descriptor instead.
 func (*BatchCreateCamerasResult) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{18}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BatchCreateCamerasResult) GetResult() isBatchCreateCamerasResult_Result {
@@ -1741,7 +2181,7 @@ type CreateFailure struct {
 
 func (x *CreateFailure) Reset() {
 	*x = CreateFailure{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[19]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +2193,7 @@ func (x *CreateFailure) String() string {
 func (*CreateFailure) ProtoMessage() {}
 
 func (x *CreateFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[19]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +2206,7 @@ func (x *CreateFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateFailure.ProtoReflect.Descriptor instead.
 func (*CreateFailure) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{19}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateFailure) GetCode() int32 {
@@ -1805,7 +2245,7 @@ type WatchCamerasRequest struct {
 
 func (x *WatchCamerasRequest) Reset() {
 	*x = WatchCamerasRequest{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[20]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +2257,7 @@ func (x *WatchCamerasRequest) String() string {
 func (*WatchCamerasRequest) ProtoMessage() {}
 
 func (x *WatchCamerasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[20]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +2270,7 @@ func (x *WatchCamerasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchCamerasRequest.ProtoReflect.Descriptor instead.
 func (*WatchCamerasRequest) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{20}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchCamerasRequest) GetFilter() *CameraFilter {
@@ -1863,7 +2303,7 @@ type WatchCamerasResponse struct {
 
 func (x *WatchCamerasResponse) Reset() {
 	*x = WatchCamerasResponse{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[21]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +2315,7 @@ func (x *WatchCamerasResponse) String() string {
 func (*WatchCamerasResponse) ProtoMessage() {}
 
 func (x *WatchCamerasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[21]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +2328,7 @@ func (x *WatchCamerasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchCamerasResponse.ProtoReflect.Descriptor instead.
 func (*WatchCamerasResponse) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{21}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchCamerasResponse) GetEvents() []*CameraEvent {
@@ -1925,7 +2365,7 @@ type CameraEvent struct {
 
 func (x *CameraEvent) Reset() {
 	*x = CameraEvent{}
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[22]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2377,7 @@ func (x *CameraEvent) String() string {
 func (*CameraEvent) ProtoMessage() {}
 
 func (x *CameraEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_control_v1_camera_proto_msgTypes[22]
+	mi := &file_fanlight_control_v1_camera_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2390,7 @@ func (x *CameraEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CameraEvent.ProtoReflect.Descriptor instead.
 func (*CameraEvent) Descriptor() ([]byte, []int) {
-	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{22}
+	return file_fanlight_control_v1_camera_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CameraEvent) GetType() CameraEvent_Type {
@@ -1971,7 +2411,7 @@ var File_fanlight_control_v1_camera_proto protoreflect.FileDescriptor
 
 const file_fanlight_control_v1_camera_proto_rawDesc = "" +
 	"\n" +
-	" fanlight/control/v1/camera.proto\x12\x13fanlight.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\b\n" +
+	" fanlight/control/v1/camera.proto\x12\x13fanlight.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\b\n" +
 	"\x06Camera\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\fdisplay_name\x18\x02 \x01(\tR\vdisplayName\x128\n" +
@@ -1993,7 +2433,8 @@ const file_fanlight_control_v1_camera_proto_rawDesc = "" +
 	"\vupdate_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12\x12\n" +
 	"\x04etag\x18\x10 \x01(\tR\x04etag\x129\n" +
-	"\x06status\x18\x11 \x01(\v2!.fanlight.control.v1.CameraStatusR\x06status\x1a9\n" +
+	"\x06status\x18\x11 \x01(\v2!.fanlight.control.v1.CameraStatusR\x06status\x12\x1b\n" +
+	"\tonvif_url\x18\x12 \x01(\tR\bonvifUrl\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
@@ -2016,7 +2457,7 @@ const file_fanlight_control_v1_camera_proto_rawDesc = "" +
 	"\x0eTRANSPORT_AUTO\x10\x01\x12\x11\n" +
 	"\rTRANSPORT_TCP\x10\x02\x12\x11\n" +
 	"\rTRANSPORT_UDP\x10\x03\x12\x17\n" +
-	"\x13TRANSPORT_MULTICAST\x10\x04\"\xb3\x04\n" +
+	"\x13TRANSPORT_MULTICAST\x10\x04\"\xeb\x04\n" +
 	"\fCameraStatus\x12=\n" +
 	"\x05state\x18\x01 \x01(\x0e2'.fanlight.control.v1.CameraStatus.StateR\x05state\x123\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x1b.fanlight.control.v1.ReasonR\x06reason\x12\x18\n" +
@@ -2030,7 +2471,9 @@ const file_fanlight_control_v1_camera_proto_rawDesc = "" +
 	"\n" +
 	"state_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tstateTime\x12>\n" +
 	"\bprofiles\x18\b \x03(\v2\".fanlight.control.v1.ProfileStatusR\bprofiles\x12\x18\n" +
-	"\aviewers\x18\t \x01(\x05R\aviewers\"\x90\x01\n" +
+	"\aviewers\x18\t \x01(\x05R\aviewers\x126\n" +
+	"\averdict\x18\n" +
+	" \x01(\v2\x1c.fanlight.control.v1.VerdictR\averdict\"\x90\x01\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10STATE_CONNECTING\x10\x01\x12\x0e\n" +
@@ -2040,7 +2483,17 @@ const file_fanlight_control_v1_camera_proto_rawDesc = "" +
 	"\x10STATE_UNASSIGNED\x10\x04\x12\x0e\n" +
 	"\n" +
 	"STATE_IDLE\x10\x05\x12\x12\n" +
-	"\x0eSTATE_DISABLED\x10\x06\"\xd7\x02\n" +
+	"\x0eSTATE_DISABLED\x10\x06\"\xca\x01\n" +
+	"\aVerdict\x128\n" +
+	"\x05cause\x18\x01 \x01(\x0e2\".fanlight.control.v1.Verdict.CauseR\x05cause\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"k\n" +
+	"\x05Cause\x12\x15\n" +
+	"\x11CAUSE_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fCAUSE_CAMERA\x10\x01\x12\x0e\n" +
+	"\n" +
+	"CAUSE_NODE\x10\x02\x12\x18\n" +
+	"\x14CAUSE_VIEWER_NETWORK\x10\x03\x12\x0f\n" +
+	"\vCAUSE_CODEC\x10\x04\"\xb3\b\n" +
 	"\rProfileStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x128\n" +
 	"\x06tracks\x18\x02 \x03(\v2 .fanlight.control.v1.TrackStatusR\x06tracks\x12D\n" +
@@ -2049,7 +2502,29 @@ const file_fanlight_control_v1_camera_proto_rawDesc = "" +
 	"bitrateBps\x12*\n" +
 	"\x11frames_per_second\x18\x05 \x01(\x01R\x0fframesPerSecond\x12F\n" +
 	"\x11keyframe_interval\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x10keyframeInterval\x12!\n" +
-	"\fpackets_lost\x18\a \x01(\x03R\vpacketsLost\"\x80\x01\n" +
+	"\fpackets_lost\x18\a \x01(\x03R\vpacketsLost\x12\x12\n" +
+	"\x04loss\x18\b \x01(\x01R\x04loss\x121\n" +
+	"\x06jitter\x18\t \x01(\v2\x19.google.protobuf.DurationR\x06jitter\x12\x1b\n" +
+	"\turl_index\x18\n" +
+	" \x01(\x05R\burlIndex\x12]\n" +
+	"\x10keyframe_request\x18\v \x01(\x0e22.fanlight.control.v1.ProfileStatus.KeyframeRequestR\x0fkeyframeRequest\x12E\n" +
+	"\bb_frames\x18\f \x01(\x0e2*.fanlight.control.v1.ProfileStatus.BFramesR\abFrames\x12=\n" +
+	"\x05state\x18\r \x01(\x0e2'.fanlight.control.v1.CameraStatus.StateR\x05state\x123\n" +
+	"\x06reason\x18\x0e \x01(\x0e2\x1b.fanlight.control.v1.ReasonR\x06reason\x12\x18\n" +
+	"\amessage\x18\x0f \x01(\tR\amessage\x129\n" +
+	"\n" +
+	"retry_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12\x18\n" +
+	"\aviewers\x18\x11 \x01(\x05R\aviewers\"\x85\x01\n" +
+	"\x0fKeyframeRequest\x12 \n" +
+	"\x1cKEYFRAME_REQUEST_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15KEYFRAME_REQUEST_NONE\x10\x01\x12\x19\n" +
+	"\x15KEYFRAME_REQUEST_RTCP\x10\x02\x12\x1a\n" +
+	"\x16KEYFRAME_REQUEST_ONVIF\x10\x03\"e\n" +
+	"\aBFrames\x12\x18\n" +
+	"\x14B_FRAMES_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rB_FRAMES_NONE\x10\x01\x12\x14\n" +
+	"\x10B_FRAMES_DROPPED\x10\x02\x12\x17\n" +
+	"\x13B_FRAMES_REFERENCED\x10\x03\"\x80\x01\n" +
 	"\vTrackStatus\x12\x14\n" +
 	"\x05codec\x18\x01 \x01(\tR\x05codec\x12\x14\n" +
 	"\x05width\x18\x02 \x01(\x05R\x05width\x12\x16\n" +
@@ -2089,7 +2564,11 @@ const file_fanlight_control_v1_camera_proto_rawDesc = "" +
 	"\x13DeleteCameraRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04etag\x18\x02 \x01(\tR\x04etag\"\x16\n" +
-	"\x14DeleteCameraResponse\"a\n" +
+	"\x14DeleteCameraResponse\"(\n" +
+	"\x12RetryCameraRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"J\n" +
+	"\x13RetryCameraResponse\x123\n" +
+	"\x06camera\x18\x01 \x01(\v2\x1b.fanlight.control.v1.CameraR\x06camera\"a\n" +
 	"\x19BatchCreateCamerasRequest\x12D\n" +
 	"\brequests\x18\x01 \x03(\v2(.fanlight.control.v1.CreateCameraRequestR\brequests\"e\n" +
 	"\x1aBatchCreateCamerasResponse\x12G\n" +
@@ -2115,7 +2594,7 @@ const file_fanlight_control_v1_camera_proto_rawDesc = "" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bTYPE_PUT\x10\x01\x12\x10\n" +
-	"\fTYPE_DELETED\x10\x02*\xcf\x04\n" +
+	"\fTYPE_DELETED\x10\x02*\xe4\x04\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_NO_NODE\x10\x01\x12\x1b\n" +
@@ -2140,14 +2619,16 @@ const file_fanlight_control_v1_camera_proto_rawDesc = "" +
 	"\x18REASON_CONNECTION_CLOSED\x10\x13\x12\x1c\n" +
 	"\x18REASON_NETWORK_FORBIDDEN\x10\x14\x12\x19\n" +
 	"\x15REASON_CAMERA_DELETED\x10\x15\x12\x11\n" +
-	"\rREASON_MOVING\x10\x162\xda\x05\n" +
+	"\rREASON_MOVING\x10\x16\x12\x13\n" +
+	"\x0fREASON_B_FRAMES\x10\x172\xbc\x06\n" +
 	"\rCameraService\x12c\n" +
 	"\fCreateCamera\x12(.fanlight.control.v1.CreateCameraRequest\x1a).fanlight.control.v1.CreateCameraResponse\x12Z\n" +
 	"\tGetCamera\x12%.fanlight.control.v1.GetCameraRequest\x1a&.fanlight.control.v1.GetCameraResponse\x12`\n" +
 	"\vListCameras\x12'.fanlight.control.v1.ListCamerasRequest\x1a(.fanlight.control.v1.ListCamerasResponse\x12c\n" +
 	"\fUpdateCamera\x12(.fanlight.control.v1.UpdateCameraRequest\x1a).fanlight.control.v1.UpdateCameraResponse\x12c\n" +
 	"\fDeleteCamera\x12(.fanlight.control.v1.DeleteCameraRequest\x1a).fanlight.control.v1.DeleteCameraResponse\x12u\n" +
-	"\x12BatchCreateCameras\x12..fanlight.control.v1.BatchCreateCamerasRequest\x1a/.fanlight.control.v1.BatchCreateCamerasResponse\x12e\n" +
+	"\x12BatchCreateCameras\x12..fanlight.control.v1.BatchCreateCamerasRequest\x1a/.fanlight.control.v1.BatchCreateCamerasResponse\x12`\n" +
+	"\vRetryCamera\x12'.fanlight.control.v1.RetryCameraRequest\x1a(.fanlight.control.v1.RetryCameraResponse\x12e\n" +
 	"\fWatchCameras\x12(.fanlight.control.v1.WatchCamerasRequest\x1a).fanlight.control.v1.WatchCamerasResponse0\x01B.Z,fanlight/proto/fanlight/control/v1;controlv1b\x06proto3"
 
 var (
@@ -2162,99 +2643,116 @@ func file_fanlight_control_v1_camera_proto_rawDescGZIP() []byte {
 	return file_fanlight_control_v1_camera_proto_rawDescData
 }
 
-var file_fanlight_control_v1_camera_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_fanlight_control_v1_camera_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_fanlight_control_v1_camera_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_fanlight_control_v1_camera_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_fanlight_control_v1_camera_proto_goTypes = []any{
 	(Reason)(0),                        // 0: fanlight.control.v1.Reason
 	(Camera_PullPolicy)(0),             // 1: fanlight.control.v1.Camera.PullPolicy
 	(Profile_Transport)(0),             // 2: fanlight.control.v1.Profile.Transport
 	(CameraStatus_State)(0),            // 3: fanlight.control.v1.CameraStatus.State
-	(CameraEvent_Type)(0),              // 4: fanlight.control.v1.CameraEvent.Type
-	(*Camera)(nil),                     // 5: fanlight.control.v1.Camera
-	(*Profile)(nil),                    // 6: fanlight.control.v1.Profile
-	(*CameraStatus)(nil),               // 7: fanlight.control.v1.CameraStatus
-	(*ProfileStatus)(nil),              // 8: fanlight.control.v1.ProfileStatus
-	(*TrackStatus)(nil),                // 9: fanlight.control.v1.TrackStatus
-	(*CreateCameraRequest)(nil),        // 10: fanlight.control.v1.CreateCameraRequest
-	(*CreateCameraResponse)(nil),       // 11: fanlight.control.v1.CreateCameraResponse
-	(*GetCameraRequest)(nil),           // 12: fanlight.control.v1.GetCameraRequest
-	(*GetCameraResponse)(nil),          // 13: fanlight.control.v1.GetCameraResponse
-	(*CameraFilter)(nil),               // 14: fanlight.control.v1.CameraFilter
-	(*ListCamerasRequest)(nil),         // 15: fanlight.control.v1.ListCamerasRequest
-	(*ListCamerasResponse)(nil),        // 16: fanlight.control.v1.ListCamerasResponse
-	(*UpdateCameraRequest)(nil),        // 17: fanlight.control.v1.UpdateCameraRequest
-	(*UpdateCameraResponse)(nil),       // 18: fanlight.control.v1.UpdateCameraResponse
-	(*DeleteCameraRequest)(nil),        // 19: fanlight.control.v1.DeleteCameraRequest
-	(*DeleteCameraResponse)(nil),       // 20: fanlight.control.v1.DeleteCameraResponse
-	(*BatchCreateCamerasRequest)(nil),  // 21: fanlight.control.v1.BatchCreateCamerasRequest
-	(*BatchCreateCamerasResponse)(nil), // 22: fanlight.control.v1.BatchCreateCamerasResponse
-	(*BatchCreateCamerasResult)(nil),   // 23: fanlight.control.v1.BatchCreateCamerasResult
-	(*CreateFailure)(nil),              // 24: fanlight.control.v1.CreateFailure
-	(*WatchCamerasRequest)(nil),        // 25: fanlight.control.v1.WatchCamerasRequest
-	(*WatchCamerasResponse)(nil),       // 26: fanlight.control.v1.WatchCamerasResponse
-	(*CameraEvent)(nil),                // 27: fanlight.control.v1.CameraEvent
-	nil,                                // 28: fanlight.control.v1.Camera.LabelsEntry
-	nil,                                // 29: fanlight.control.v1.Camera.NodeSelectorEntry
-	nil,                                // 30: fanlight.control.v1.CameraFilter.LabelsEntry
-	(*durationpb.Duration)(nil),        // 31: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),      // 32: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),      // 33: google.protobuf.FieldMask
+	(Verdict_Cause)(0),                 // 4: fanlight.control.v1.Verdict.Cause
+	(ProfileStatus_KeyframeRequest)(0), // 5: fanlight.control.v1.ProfileStatus.KeyframeRequest
+	(ProfileStatus_BFrames)(0),         // 6: fanlight.control.v1.ProfileStatus.BFrames
+	(CameraEvent_Type)(0),              // 7: fanlight.control.v1.CameraEvent.Type
+	(*Camera)(nil),                     // 8: fanlight.control.v1.Camera
+	(*Profile)(nil),                    // 9: fanlight.control.v1.Profile
+	(*CameraStatus)(nil),               // 10: fanlight.control.v1.CameraStatus
+	(*Verdict)(nil),                    // 11: fanlight.control.v1.Verdict
+	(*ProfileStatus)(nil),              // 12: fanlight.control.v1.ProfileStatus
+	(*TrackStatus)(nil),                // 13: fanlight.control.v1.TrackStatus
+	(*CreateCameraRequest)(nil),        // 14: fanlight.control.v1.CreateCameraRequest
+	(*CreateCameraResponse)(nil),       // 15: fanlight.control.v1.CreateCameraResponse
+	(*GetCameraRequest)(nil),           // 16: fanlight.control.v1.GetCameraRequest
+	(*GetCameraResponse)(nil),          // 17: fanlight.control.v1.GetCameraResponse
+	(*CameraFilter)(nil),               // 18: fanlight.control.v1.CameraFilter
+	(*ListCamerasRequest)(nil),         // 19: fanlight.control.v1.ListCamerasRequest
+	(*ListCamerasResponse)(nil),        // 20: fanlight.control.v1.ListCamerasResponse
+	(*UpdateCameraRequest)(nil),        // 21: fanlight.control.v1.UpdateCameraRequest
+	(*UpdateCameraResponse)(nil),       // 22: fanlight.control.v1.UpdateCameraResponse
+	(*DeleteCameraRequest)(nil),        // 23: fanlight.control.v1.DeleteCameraRequest
+	(*DeleteCameraResponse)(nil),       // 24: fanlight.control.v1.DeleteCameraResponse
+	(*RetryCameraRequest)(nil),         // 25: fanlight.control.v1.RetryCameraRequest
+	(*RetryCameraResponse)(nil),        // 26: fanlight.control.v1.RetryCameraResponse
+	(*BatchCreateCamerasRequest)(nil),  // 27: fanlight.control.v1.BatchCreateCamerasRequest
+	(*BatchCreateCamerasResponse)(nil), // 28: fanlight.control.v1.BatchCreateCamerasResponse
+	(*BatchCreateCamerasResult)(nil),   // 29: fanlight.control.v1.BatchCreateCamerasResult
+	(*CreateFailure)(nil),              // 30: fanlight.control.v1.CreateFailure
+	(*WatchCamerasRequest)(nil),        // 31: fanlight.control.v1.WatchCamerasRequest
+	(*WatchCamerasResponse)(nil),       // 32: fanlight.control.v1.WatchCamerasResponse
+	(*CameraEvent)(nil),                // 33: fanlight.control.v1.CameraEvent
+	nil,                                // 34: fanlight.control.v1.Camera.LabelsEntry
+	nil,                                // 35: fanlight.control.v1.Camera.NodeSelectorEntry
+	nil,                                // 36: fanlight.control.v1.CameraFilter.LabelsEntry
+	(*durationpb.Duration)(nil),        // 37: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),      // 38: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),      // 39: google.protobuf.FieldMask
 }
 var file_fanlight_control_v1_camera_proto_depIdxs = []int32{
-	6,  // 0: fanlight.control.v1.Camera.profiles:type_name -> fanlight.control.v1.Profile
-	28, // 1: fanlight.control.v1.Camera.labels:type_name -> fanlight.control.v1.Camera.LabelsEntry
-	29, // 2: fanlight.control.v1.Camera.node_selector:type_name -> fanlight.control.v1.Camera.NodeSelectorEntry
+	9,  // 0: fanlight.control.v1.Camera.profiles:type_name -> fanlight.control.v1.Profile
+	34, // 1: fanlight.control.v1.Camera.labels:type_name -> fanlight.control.v1.Camera.LabelsEntry
+	35, // 2: fanlight.control.v1.Camera.node_selector:type_name -> fanlight.control.v1.Camera.NodeSelectorEntry
 	1,  // 3: fanlight.control.v1.Camera.pull_policy:type_name -> fanlight.control.v1.Camera.PullPolicy
-	31, // 4: fanlight.control.v1.Camera.idle_timeout:type_name -> google.protobuf.Duration
-	32, // 5: fanlight.control.v1.Camera.create_time:type_name -> google.protobuf.Timestamp
-	32, // 6: fanlight.control.v1.Camera.update_time:type_name -> google.protobuf.Timestamp
-	7,  // 7: fanlight.control.v1.Camera.status:type_name -> fanlight.control.v1.CameraStatus
+	37, // 4: fanlight.control.v1.Camera.idle_timeout:type_name -> google.protobuf.Duration
+	38, // 5: fanlight.control.v1.Camera.create_time:type_name -> google.protobuf.Timestamp
+	38, // 6: fanlight.control.v1.Camera.update_time:type_name -> google.protobuf.Timestamp
+	10, // 7: fanlight.control.v1.Camera.status:type_name -> fanlight.control.v1.CameraStatus
 	2,  // 8: fanlight.control.v1.Profile.transport:type_name -> fanlight.control.v1.Profile.Transport
 	3,  // 9: fanlight.control.v1.CameraStatus.state:type_name -> fanlight.control.v1.CameraStatus.State
 	0,  // 10: fanlight.control.v1.CameraStatus.reason:type_name -> fanlight.control.v1.Reason
-	32, // 11: fanlight.control.v1.CameraStatus.retry_time:type_name -> google.protobuf.Timestamp
-	32, // 12: fanlight.control.v1.CameraStatus.state_time:type_name -> google.protobuf.Timestamp
-	8,  // 13: fanlight.control.v1.CameraStatus.profiles:type_name -> fanlight.control.v1.ProfileStatus
-	9,  // 14: fanlight.control.v1.ProfileStatus.tracks:type_name -> fanlight.control.v1.TrackStatus
-	2,  // 15: fanlight.control.v1.ProfileStatus.transport:type_name -> fanlight.control.v1.Profile.Transport
-	31, // 16: fanlight.control.v1.ProfileStatus.keyframe_interval:type_name -> google.protobuf.Duration
-	5,  // 17: fanlight.control.v1.CreateCameraRequest.camera:type_name -> fanlight.control.v1.Camera
-	5,  // 18: fanlight.control.v1.CreateCameraResponse.camera:type_name -> fanlight.control.v1.Camera
-	5,  // 19: fanlight.control.v1.GetCameraResponse.camera:type_name -> fanlight.control.v1.Camera
-	30, // 20: fanlight.control.v1.CameraFilter.labels:type_name -> fanlight.control.v1.CameraFilter.LabelsEntry
-	3,  // 21: fanlight.control.v1.CameraFilter.states:type_name -> fanlight.control.v1.CameraStatus.State
-	14, // 22: fanlight.control.v1.ListCamerasRequest.filter:type_name -> fanlight.control.v1.CameraFilter
-	5,  // 23: fanlight.control.v1.ListCamerasResponse.cameras:type_name -> fanlight.control.v1.Camera
-	5,  // 24: fanlight.control.v1.UpdateCameraRequest.camera:type_name -> fanlight.control.v1.Camera
-	33, // 25: fanlight.control.v1.UpdateCameraRequest.update_mask:type_name -> google.protobuf.FieldMask
-	5,  // 26: fanlight.control.v1.UpdateCameraResponse.camera:type_name -> fanlight.control.v1.Camera
-	10, // 27: fanlight.control.v1.BatchCreateCamerasRequest.requests:type_name -> fanlight.control.v1.CreateCameraRequest
-	23, // 28: fanlight.control.v1.BatchCreateCamerasResponse.results:type_name -> fanlight.control.v1.BatchCreateCamerasResult
-	5,  // 29: fanlight.control.v1.BatchCreateCamerasResult.camera:type_name -> fanlight.control.v1.Camera
-	24, // 30: fanlight.control.v1.BatchCreateCamerasResult.failure:type_name -> fanlight.control.v1.CreateFailure
-	14, // 31: fanlight.control.v1.WatchCamerasRequest.filter:type_name -> fanlight.control.v1.CameraFilter
-	27, // 32: fanlight.control.v1.WatchCamerasResponse.events:type_name -> fanlight.control.v1.CameraEvent
-	4,  // 33: fanlight.control.v1.CameraEvent.type:type_name -> fanlight.control.v1.CameraEvent.Type
-	5,  // 34: fanlight.control.v1.CameraEvent.camera:type_name -> fanlight.control.v1.Camera
-	10, // 35: fanlight.control.v1.CameraService.CreateCamera:input_type -> fanlight.control.v1.CreateCameraRequest
-	12, // 36: fanlight.control.v1.CameraService.GetCamera:input_type -> fanlight.control.v1.GetCameraRequest
-	15, // 37: fanlight.control.v1.CameraService.ListCameras:input_type -> fanlight.control.v1.ListCamerasRequest
-	17, // 38: fanlight.control.v1.CameraService.UpdateCamera:input_type -> fanlight.control.v1.UpdateCameraRequest
-	19, // 39: fanlight.control.v1.CameraService.DeleteCamera:input_type -> fanlight.control.v1.DeleteCameraRequest
-	21, // 40: fanlight.control.v1.CameraService.BatchCreateCameras:input_type -> fanlight.control.v1.BatchCreateCamerasRequest
-	25, // 41: fanlight.control.v1.CameraService.WatchCameras:input_type -> fanlight.control.v1.WatchCamerasRequest
-	11, // 42: fanlight.control.v1.CameraService.CreateCamera:output_type -> fanlight.control.v1.CreateCameraResponse
-	13, // 43: fanlight.control.v1.CameraService.GetCamera:output_type -> fanlight.control.v1.GetCameraResponse
-	16, // 44: fanlight.control.v1.CameraService.ListCameras:output_type -> fanlight.control.v1.ListCamerasResponse
-	18, // 45: fanlight.control.v1.CameraService.UpdateCamera:output_type -> fanlight.control.v1.UpdateCameraResponse
-	20, // 46: fanlight.control.v1.CameraService.DeleteCamera:output_type -> fanlight.control.v1.DeleteCameraResponse
-	22, // 47: fanlight.control.v1.CameraService.BatchCreateCameras:output_type -> fanlight.control.v1.BatchCreateCamerasResponse
-	26, // 48: fanlight.control.v1.CameraService.WatchCameras:output_type -> fanlight.control.v1.WatchCamerasResponse
-	42, // [42:49] is the sub-list for method output_type
-	35, // [35:42] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	38, // 11: fanlight.control.v1.CameraStatus.retry_time:type_name -> google.protobuf.Timestamp
+	38, // 12: fanlight.control.v1.CameraStatus.state_time:type_name -> google.protobuf.Timestamp
+	12, // 13: fanlight.control.v1.CameraStatus.profiles:type_name -> fanlight.control.v1.ProfileStatus
+	11, // 14: fanlight.control.v1.CameraStatus.verdict:type_name -> fanlight.control.v1.Verdict
+	4,  // 15: fanlight.control.v1.Verdict.cause:type_name -> fanlight.control.v1.Verdict.Cause
+	13, // 16: fanlight.control.v1.ProfileStatus.tracks:type_name -> fanlight.control.v1.TrackStatus
+	2,  // 17: fanlight.control.v1.ProfileStatus.transport:type_name -> fanlight.control.v1.Profile.Transport
+	37, // 18: fanlight.control.v1.ProfileStatus.keyframe_interval:type_name -> google.protobuf.Duration
+	37, // 19: fanlight.control.v1.ProfileStatus.jitter:type_name -> google.protobuf.Duration
+	5,  // 20: fanlight.control.v1.ProfileStatus.keyframe_request:type_name -> fanlight.control.v1.ProfileStatus.KeyframeRequest
+	6,  // 21: fanlight.control.v1.ProfileStatus.b_frames:type_name -> fanlight.control.v1.ProfileStatus.BFrames
+	3,  // 22: fanlight.control.v1.ProfileStatus.state:type_name -> fanlight.control.v1.CameraStatus.State
+	0,  // 23: fanlight.control.v1.ProfileStatus.reason:type_name -> fanlight.control.v1.Reason
+	38, // 24: fanlight.control.v1.ProfileStatus.retry_time:type_name -> google.protobuf.Timestamp
+	8,  // 25: fanlight.control.v1.CreateCameraRequest.camera:type_name -> fanlight.control.v1.Camera
+	8,  // 26: fanlight.control.v1.CreateCameraResponse.camera:type_name -> fanlight.control.v1.Camera
+	8,  // 27: fanlight.control.v1.GetCameraResponse.camera:type_name -> fanlight.control.v1.Camera
+	36, // 28: fanlight.control.v1.CameraFilter.labels:type_name -> fanlight.control.v1.CameraFilter.LabelsEntry
+	3,  // 29: fanlight.control.v1.CameraFilter.states:type_name -> fanlight.control.v1.CameraStatus.State
+	18, // 30: fanlight.control.v1.ListCamerasRequest.filter:type_name -> fanlight.control.v1.CameraFilter
+	8,  // 31: fanlight.control.v1.ListCamerasResponse.cameras:type_name -> fanlight.control.v1.Camera
+	8,  // 32: fanlight.control.v1.UpdateCameraRequest.camera:type_name -> fanlight.control.v1.Camera
+	39, // 33: fanlight.control.v1.UpdateCameraRequest.update_mask:type_name -> google.protobuf.FieldMask
+	8,  // 34: fanlight.control.v1.UpdateCameraResponse.camera:type_name -> fanlight.control.v1.Camera
+	8,  // 35: fanlight.control.v1.RetryCameraResponse.camera:type_name -> fanlight.control.v1.Camera
+	14, // 36: fanlight.control.v1.BatchCreateCamerasRequest.requests:type_name -> fanlight.control.v1.CreateCameraRequest
+	29, // 37: fanlight.control.v1.BatchCreateCamerasResponse.results:type_name -> fanlight.control.v1.BatchCreateCamerasResult
+	8,  // 38: fanlight.control.v1.BatchCreateCamerasResult.camera:type_name -> fanlight.control.v1.Camera
+	30, // 39: fanlight.control.v1.BatchCreateCamerasResult.failure:type_name -> fanlight.control.v1.CreateFailure
+	18, // 40: fanlight.control.v1.WatchCamerasRequest.filter:type_name -> fanlight.control.v1.CameraFilter
+	33, // 41: fanlight.control.v1.WatchCamerasResponse.events:type_name -> fanlight.control.v1.CameraEvent
+	7,  // 42: fanlight.control.v1.CameraEvent.type:type_name -> fanlight.control.v1.CameraEvent.Type
+	8,  // 43: fanlight.control.v1.CameraEvent.camera:type_name -> fanlight.control.v1.Camera
+	14, // 44: fanlight.control.v1.CameraService.CreateCamera:input_type -> fanlight.control.v1.CreateCameraRequest
+	16, // 45: fanlight.control.v1.CameraService.GetCamera:input_type -> fanlight.control.v1.GetCameraRequest
+	19, // 46: fanlight.control.v1.CameraService.ListCameras:input_type -> fanlight.control.v1.ListCamerasRequest
+	21, // 47: fanlight.control.v1.CameraService.UpdateCamera:input_type -> fanlight.control.v1.UpdateCameraRequest
+	23, // 48: fanlight.control.v1.CameraService.DeleteCamera:input_type -> fanlight.control.v1.DeleteCameraRequest
+	27, // 49: fanlight.control.v1.CameraService.BatchCreateCameras:input_type -> fanlight.control.v1.BatchCreateCamerasRequest
+	25, // 50: fanlight.control.v1.CameraService.RetryCamera:input_type -> fanlight.control.v1.RetryCameraRequest
+	31, // 51: fanlight.control.v1.CameraService.WatchCameras:input_type -> fanlight.control.v1.WatchCamerasRequest
+	15, // 52: fanlight.control.v1.CameraService.CreateCamera:output_type -> fanlight.control.v1.CreateCameraResponse
+	17, // 53: fanlight.control.v1.CameraService.GetCamera:output_type -> fanlight.control.v1.GetCameraResponse
+	20, // 54: fanlight.control.v1.CameraService.ListCameras:output_type -> fanlight.control.v1.ListCamerasResponse
+	22, // 55: fanlight.control.v1.CameraService.UpdateCamera:output_type -> fanlight.control.v1.UpdateCameraResponse
+	24, // 56: fanlight.control.v1.CameraService.DeleteCamera:output_type -> fanlight.control.v1.DeleteCameraResponse
+	28, // 57: fanlight.control.v1.CameraService.BatchCreateCameras:output_type -> fanlight.control.v1.BatchCreateCamerasResponse
+	26, // 58: fanlight.control.v1.CameraService.RetryCamera:output_type -> fanlight.control.v1.RetryCameraResponse
+	32, // 59: fanlight.control.v1.CameraService.WatchCameras:output_type -> fanlight.control.v1.WatchCamerasResponse
+	52, // [52:60] is the sub-list for method output_type
+	44, // [44:52] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_fanlight_control_v1_camera_proto_init() }
@@ -2262,7 +2760,7 @@ func file_fanlight_control_v1_camera_proto_init() {
 	if File_fanlight_control_v1_camera_proto != nil {
 		return
 	}
-	file_fanlight_control_v1_camera_proto_msgTypes[18].OneofWrappers = []any{
+	file_fanlight_control_v1_camera_proto_msgTypes[21].OneofWrappers = []any{
 		(*BatchCreateCamerasResult_Camera)(nil),
 		(*BatchCreateCamerasResult_Failure)(nil),
 	}
@@ -2271,8 +2769,8 @@ func file_fanlight_control_v1_camera_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fanlight_control_v1_camera_proto_rawDesc), len(file_fanlight_control_v1_camera_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   26,
+			NumEnums:      8,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

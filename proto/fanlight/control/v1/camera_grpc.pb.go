@@ -28,6 +28,7 @@ const (
 	CameraService_UpdateCamera_FullMethodName       = "/fanlight.control.v1.CameraService/UpdateCamera"
 	CameraService_DeleteCamera_FullMethodName       = "/fanlight.control.v1.CameraService/DeleteCamera"
 	CameraService_BatchCreateCameras_FullMethodName = "/fanlight.control.v1.CameraService/BatchCreateCameras"
+	CameraService_RetryCamera_FullMethodName        = "/fanlight.control.v1.CameraService/RetryCamera"
 	CameraService_WatchCameras_FullMethodName       = "/fanlight.control.v1.CameraService/WatchCameras"
 )
 
@@ -57,6 +58,12 @@ type CameraServiceClient interface {
 	// BatchCreateCameras registers up to 1,000 cameras. A camera that cannot be
 	// created does not keep the others from being created: each has its result.
 	BatchCreateCameras(ctx context.Context, in *BatchCreateCamerasRequest, opts ...grpc.CallOption) (*BatchCreateCamerasResponse, error)
+	// RetryCamera has the camera's node try at once what it would try later: after
+	// a failure it does not wait for retry_time, it goes back to the first of the
+	// URLs, and credentials that were refused are tried again. A camera that is
+	// live, idle, disabled or unassigned is left as it is. NOT_FOUND
+	// (CAMERA_NOT_FOUND) if there is none of that name.
+	RetryCamera(ctx context.Context, in *RetryCameraRequest, opts ...grpc.CallOption) (*RetryCameraResponse, error)
 	// WatchCameras sends a snapshot, then every change, until the caller ends
 	// it. Resumable: see WatchCamerasRequest.resume_token.
 	WatchCameras(ctx context.Context, in *WatchCamerasRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchCamerasResponse], error)
@@ -130,6 +137,16 @@ func (c *cameraServiceClient) BatchCreateCameras(ctx context.Context, in *BatchC
 	return out, nil
 }
 
+func (c *cameraServiceClient) RetryCamera(ctx context.Context, in *RetryCameraRequest, opts ...grpc.CallOption) (*RetryCameraResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetryCameraResponse)
+	err := c.cc.Invoke(ctx, CameraService_RetryCamera_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cameraServiceClient) WatchCameras(ctx context.Context, in *WatchCamerasRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchCamerasResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &CameraService_ServiceDesc.Streams[0], CameraService_WatchCameras_FullMethodName, cOpts...)
@@ -175,6 +192,12 @@ type CameraServiceServer interface {
 	// BatchCreateCameras registers up to 1,000 cameras. A camera that cannot be
 	// created does not keep the others from being created: each has its result.
 	BatchCreateCameras(context.Context, *BatchCreateCamerasRequest) (*BatchCreateCamerasResponse, error)
+	// RetryCamera has the camera's node try at once what it would try later: after
+	// a failure it does not wait for retry_time, it goes back to the first of the
+	// URLs, and credentials that were refused are tried again. A camera that is
+	// live, idle, disabled or unassigned is left as it is. NOT_FOUND
+	// (CAMERA_NOT_FOUND) if there is none of that name.
+	RetryCamera(context.Context, *RetryCameraRequest) (*RetryCameraResponse, error)
 	// WatchCameras sends a snapshot, then every change, until the caller ends
 	// it. Resumable: see WatchCamerasRequest.resume_token.
 	WatchCameras(*WatchCamerasRequest, grpc.ServerStreamingServer[WatchCamerasResponse]) error
@@ -205,6 +228,9 @@ func (UnimplementedCameraServiceServer) DeleteCamera(context.Context, *DeleteCam
 }
 func (UnimplementedCameraServiceServer) BatchCreateCameras(context.Context, *BatchCreateCamerasRequest) (*BatchCreateCamerasResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method BatchCreateCameras not implemented")
+}
+func (UnimplementedCameraServiceServer) RetryCamera(context.Context, *RetryCameraRequest) (*RetryCameraResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RetryCamera not implemented")
 }
 func (UnimplementedCameraServiceServer) WatchCameras(*WatchCamerasRequest, grpc.ServerStreamingServer[WatchCamerasResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchCameras not implemented")
@@ -338,6 +364,24 @@ func _CameraService_BatchCreateCameras_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CameraService_RetryCamera_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetryCameraRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CameraServiceServer).RetryCamera(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CameraService_RetryCamera_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CameraServiceServer).RetryCamera(ctx, req.(*RetryCameraRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _CameraService_WatchCameras_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchCamerasRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -379,6 +423,10 @@ var CameraService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "BatchCreateCameras",
 			Handler:    _CameraService_BatchCreateCameras_Handler,
+		},
+		{
+			MethodName: "RetryCamera",
+			Handler:    _CameraService_RetryCamera_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

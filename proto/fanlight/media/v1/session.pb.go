@@ -684,9 +684,17 @@ type SessionState struct {
 	// The reason in a sentence. No credentials and no addresses.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	// When the camera will be tried again.
-	RetryTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RetryTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
+	// The id of the profile that the viewer gets. Empty: none.
+	Profile string `protobuf:"bytes,5,opt,name=profile,proto3" json:"profile,omitempty"`
+	// What is to blame for a picture that is not good, as the control plane's
+	// Verdict.Cause without its prefix, in lower case: "viewer_network". Empty:
+	// nothing is wrong.
+	Verdict string `protobuf:"bytes,6,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// The verdict in a sentence, with figures. No credentials and no addresses.
+	VerdictMessage string `protobuf:"bytes,7,opt,name=verdict_message,json=verdictMessage,proto3" json:"verdict_message,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SessionState) Reset() {
@@ -745,6 +753,27 @@ func (x *SessionState) GetRetryTime() *timestamppb.Timestamp {
 		return x.RetryTime
 	}
 	return nil
+}
+
+func (x *SessionState) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *SessionState) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *SessionState) GetVerdictMessage() string {
+	if x != nil {
+		return x.VerdictMessage
+	}
+	return ""
 }
 
 // Rejected says why a message was refused.
@@ -806,7 +835,9 @@ func (x *Rejected) GetMessage() string {
 type GetStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "cameras/{camera}". Empty: all that the node has.
-	Cameras       []string `protobuf:"bytes,1,rep,name=cameras,proto3" json:"cameras,omitempty"`
+	Cameras []string `protobuf:"bytes,1,rep,name=cameras,proto3" json:"cameras,omitempty"`
+	// Whether the sessions are listed, which may be thousands.
+	Sessions      bool `protobuf:"varint,2,opt,name=sessions,proto3" json:"sessions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -846,6 +877,13 @@ func (x *GetStatsRequest) GetCameras() []string {
 		return x.Cameras
 	}
 	return nil
+}
+
+func (x *GetStatsRequest) GetSessions() bool {
+	if x != nil {
+		return x.Sessions
+	}
+	return false
 }
 
 // GetStatsResponse has the figures.
@@ -918,7 +956,22 @@ type CameraStats struct {
 	// The picture's width in pixels. 0: unknown.
 	Width int32 `protobuf:"varint,10,opt,name=width,proto3" json:"width,omitempty"`
 	// The picture's height in pixels. 0: unknown.
-	Height        int32 `protobuf:"varint,11,opt,name=height,proto3" json:"height,omitempty"`
+	Height int32 `protobuf:"varint,11,opt,name=height,proto3" json:"height,omitempty"`
+	// The share of RTP packets that the camera sent and the node did not get, in
+	// the last ten seconds, 0 to 1.
+	Loss float64 `protobuf:"fixed64,12,opt,name=loss,proto3" json:"loss,omitempty"`
+	// How unevenly video comes from the camera, in milliseconds (interarrival
+	// jitter, RFC 3550 §6.4.1).
+	JitterMs float64 `protobuf:"fixed64,13,opt,name=jitter_ms,json=jitterMs,proto3" json:"jitter_ms,omitempty"`
+	// RTP packets that viewers were not sent because the node or their path did not
+	// keep up, one for each viewer and packet.
+	PacketsDropped int64 `protobuf:"varint,14,opt,name=packets_dropped,json=packetsDropped,proto3" json:"packets_dropped,omitempty"`
+	// What is to blame for a picture that is not good, as in SessionState.
+	Verdict string `protobuf:"bytes,15,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// The verdict in a sentence.
+	VerdictMessage string `protobuf:"bytes,16,opt,name=verdict_message,json=verdictMessage,proto3" json:"verdict_message,omitempty"`
+	// The sessions that watch the camera, by id; with GetStatsRequest.sessions.
+	Sessions      []*SessionStats `protobuf:"bytes,17,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1030,6 +1083,197 @@ func (x *CameraStats) GetHeight() int32 {
 	return 0
 }
 
+func (x *CameraStats) GetLoss() float64 {
+	if x != nil {
+		return x.Loss
+	}
+	return 0
+}
+
+func (x *CameraStats) GetJitterMs() float64 {
+	if x != nil {
+		return x.JitterMs
+	}
+	return 0
+}
+
+func (x *CameraStats) GetPacketsDropped() int64 {
+	if x != nil {
+		return x.PacketsDropped
+	}
+	return 0
+}
+
+func (x *CameraStats) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *CameraStats) GetVerdictMessage() string {
+	if x != nil {
+		return x.VerdictMessage
+	}
+	return ""
+}
+
+func (x *CameraStats) GetSessions() []*SessionStats {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+// SessionStats is what is seen of one session.
+type SessionStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session's id.
+	Session string `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// Who watches: the token's subject.
+	Viewer string `protobuf:"bytes,2,opt,name=viewer,proto3" json:"viewer,omitempty"`
+	// The id of the profile that it gets. Empty: none.
+	Profile string `protobuf:"bytes,3,opt,name=profile,proto3" json:"profile,omitempty"`
+	// RTP packets sent, without retransmissions.
+	Packets int64 `protobuf:"varint,4,opt,name=packets,proto3" json:"packets,omitempty"`
+	// Packets that were sent again because the viewer asked for them.
+	PacketsResent int64 `protobuf:"varint,5,opt,name=packets_resent,json=packetsResent,proto3" json:"packets_resent,omitempty"`
+	// Packets that the viewer was not sent because the node or its path did not
+	// keep up.
+	PacketsDropped int64 `protobuf:"varint,6,opt,name=packets_dropped,json=packetsDropped,proto3" json:"packets_dropped,omitempty"`
+	// The share of video packets that the viewer did not get, before they were sent
+	// again, in its latest reports: 0 to 1.
+	Loss float64 `protobuf:"fixed64,7,opt,name=loss,proto3" json:"loss,omitempty"`
+	// The round-trip time to the viewer, in milliseconds. 0: unknown.
+	RoundTripMs float64 `protobuf:"fixed64,8,opt,name=round_trip_ms,json=roundTripMs,proto3" json:"round_trip_ms,omitempty"`
+	// How unevenly packets come at the viewer, in milliseconds, by its latest
+	// report.
+	JitterMs float64 `protobuf:"fixed64,9,opt,name=jitter_ms,json=jitterMs,proto3" json:"jitter_ms,omitempty"`
+	// The bits per second that the path to the viewer is estimated to carry. 0:
+	// unknown.
+	EstimatedBps int64 `protobuf:"varint,10,opt,name=estimated_bps,json=estimatedBps,proto3" json:"estimated_bps,omitempty"`
+	// What is to blame for a picture that is not good, as in SessionState.
+	Verdict string `protobuf:"bytes,11,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// The verdict in a sentence.
+	VerdictMessage string `protobuf:"bytes,12,opt,name=verdict_message,json=verdictMessage,proto3" json:"verdict_message,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SessionStats) Reset() {
+	*x = SessionStats{}
+	mi := &file_fanlight_media_v1_session_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionStats) ProtoMessage() {}
+
+func (x *SessionStats) ProtoReflect() protoreflect.Message {
+	mi := &file_fanlight_media_v1_session_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionStats.ProtoReflect.Descriptor instead.
+func (*SessionStats) Descriptor() ([]byte, []int) {
+	return file_fanlight_media_v1_session_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SessionStats) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *SessionStats) GetViewer() string {
+	if x != nil {
+		return x.Viewer
+	}
+	return ""
+}
+
+func (x *SessionStats) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *SessionStats) GetPackets() int64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *SessionStats) GetPacketsResent() int64 {
+	if x != nil {
+		return x.PacketsResent
+	}
+	return 0
+}
+
+func (x *SessionStats) GetPacketsDropped() int64 {
+	if x != nil {
+		return x.PacketsDropped
+	}
+	return 0
+}
+
+func (x *SessionStats) GetLoss() float64 {
+	if x != nil {
+		return x.Loss
+	}
+	return 0
+}
+
+func (x *SessionStats) GetRoundTripMs() float64 {
+	if x != nil {
+		return x.RoundTripMs
+	}
+	return 0
+}
+
+func (x *SessionStats) GetJitterMs() float64 {
+	if x != nil {
+		return x.JitterMs
+	}
+	return 0
+}
+
+func (x *SessionStats) GetEstimatedBps() int64 {
+	if x != nil {
+		return x.EstimatedBps
+	}
+	return 0
+}
+
+func (x *SessionStats) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *SessionStats) GetVerdictMessage() string {
+	if x != nil {
+		return x.VerdictMessage
+	}
+	return ""
+}
+
 var File_fanlight_media_v1_session_proto protoreflect.FileDescriptor
 
 const file_fanlight_media_v1_session_proto_rawDesc = "" +
@@ -1075,13 +1319,16 @@ const file_fanlight_media_v1_session_proto_rawDesc = "" +
 	"\x06height\x18\x02 \x01(\x05R\x06height\x12\x18\n" +
 	"\avisible\x18\x03 \x01(\bR\avisible\"\x1a\n" +
 	"\x06Answer\x12\x10\n" +
-	"\x03sdp\x18\x01 \x01(\tR\x03sdp\"\x98\x02\n" +
+	"\x03sdp\x18\x01 \x01(\tR\x03sdp\"\xf5\x02\n" +
 	"\fSessionState\x12;\n" +
 	"\x05state\x18\x01 \x01(\x0e2%.fanlight.media.v1.SessionState.StateR\x05state\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x129\n" +
 	"\n" +
-	"retry_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\"^\n" +
+	"retry_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12\x18\n" +
+	"\aprofile\x18\x05 \x01(\tR\aprofile\x12\x18\n" +
+	"\averdict\x18\x06 \x01(\tR\averdict\x12'\n" +
+	"\x0fverdict_message\x18\a \x01(\tR\x0everdictMessage\"^\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10STATE_CONNECTING\x10\x01\x12\x0e\n" +
@@ -1090,11 +1337,12 @@ const file_fanlight_media_v1_session_proto_rawDesc = "" +
 	"\x14STATE_CAMERA_OFFLINE\x10\x03\"<\n" +
 	"\bRejected\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"+\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"G\n" +
 	"\x0fGetStatsRequest\x12\x18\n" +
-	"\acameras\x18\x01 \x03(\tR\acameras\"L\n" +
+	"\acameras\x18\x01 \x03(\tR\acameras\x12\x1a\n" +
+	"\bsessions\x18\x02 \x01(\bR\bsessions\"L\n" +
 	"\x10GetStatsResponse\x128\n" +
-	"\acameras\x18\x01 \x03(\v2\x1e.fanlight.media.v1.CameraStatsR\acameras\"\xf2\x02\n" +
+	"\acameras\x18\x01 \x03(\v2\x1e.fanlight.media.v1.CameraStatsR\acameras\"\xcc\x04\n" +
 	"\vCameraStats\x12\x16\n" +
 	"\x06camera\x18\x01 \x01(\tR\x06camera\x12\x1f\n" +
 	"\vbitrate_bps\x18\x02 \x01(\x03R\n" +
@@ -1108,7 +1356,27 @@ const file_fanlight_media_v1_session_proto_rawDesc = "" +
 	"\x05state\x18\t \x01(\v2\x1f.fanlight.media.v1.SessionStateR\x05state\x12\x14\n" +
 	"\x05width\x18\n" +
 	" \x01(\x05R\x05width\x12\x16\n" +
-	"\x06height\x18\v \x01(\x05R\x06height2\xc7\x01\n" +
+	"\x06height\x18\v \x01(\x05R\x06height\x12\x12\n" +
+	"\x04loss\x18\f \x01(\x01R\x04loss\x12\x1b\n" +
+	"\tjitter_ms\x18\r \x01(\x01R\bjitterMs\x12'\n" +
+	"\x0fpackets_dropped\x18\x0e \x01(\x03R\x0epacketsDropped\x12\x18\n" +
+	"\averdict\x18\x0f \x01(\tR\averdict\x12'\n" +
+	"\x0fverdict_message\x18\x10 \x01(\tR\x0everdictMessage\x12;\n" +
+	"\bsessions\x18\x11 \x03(\v2\x1f.fanlight.media.v1.SessionStatsR\bsessions\"\x81\x03\n" +
+	"\fSessionStats\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x16\n" +
+	"\x06viewer\x18\x02 \x01(\tR\x06viewer\x12\x18\n" +
+	"\aprofile\x18\x03 \x01(\tR\aprofile\x12\x18\n" +
+	"\apackets\x18\x04 \x01(\x03R\apackets\x12%\n" +
+	"\x0epackets_resent\x18\x05 \x01(\x03R\rpacketsResent\x12'\n" +
+	"\x0fpackets_dropped\x18\x06 \x01(\x03R\x0epacketsDropped\x12\x12\n" +
+	"\x04loss\x18\a \x01(\x01R\x04loss\x12\"\n" +
+	"\rround_trip_ms\x18\b \x01(\x01R\vroundTripMs\x12\x1b\n" +
+	"\tjitter_ms\x18\t \x01(\x01R\bjitterMs\x12#\n" +
+	"\restimated_bps\x18\n" +
+	" \x01(\x03R\festimatedBps\x12\x18\n" +
+	"\averdict\x18\v \x01(\tR\averdict\x12'\n" +
+	"\x0fverdict_message\x18\f \x01(\tR\x0everdictMessage2\xc7\x01\n" +
 	"\x0eSessionService\x12`\n" +
 	"\vOpenSession\x12%.fanlight.media.v1.OpenSessionRequest\x1a&.fanlight.media.v1.OpenSessionResponse(\x010\x01\x12S\n" +
 	"\bGetStats\x12\".fanlight.media.v1.GetStatsRequest\x1a#.fanlight.media.v1.GetStatsResponseB*Z(fanlight/proto/fanlight/media/v1;mediav1b\x06proto3"
@@ -1126,7 +1394,7 @@ func file_fanlight_media_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_fanlight_media_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fanlight_media_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_fanlight_media_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_fanlight_media_v1_session_proto_goTypes = []any{
 	(SessionState_State)(0),       // 0: fanlight.media.v1.SessionState.State
 	(*OpenSessionRequest)(nil),    // 1: fanlight.media.v1.OpenSessionRequest
@@ -1141,7 +1409,8 @@ var file_fanlight_media_v1_session_proto_goTypes = []any{
 	(*GetStatsRequest)(nil),       // 10: fanlight.media.v1.GetStatsRequest
 	(*GetStatsResponse)(nil),      // 11: fanlight.media.v1.GetStatsResponse
 	(*CameraStats)(nil),           // 12: fanlight.media.v1.CameraStats
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*SessionStats)(nil),          // 13: fanlight.media.v1.SessionStats
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_fanlight_media_v1_session_proto_depIdxs = []int32{
 	3,  // 0: fanlight.media.v1.OpenSessionRequest.open:type_name -> fanlight.media.v1.Open
@@ -1154,18 +1423,19 @@ var file_fanlight_media_v1_session_proto_depIdxs = []int32{
 	9,  // 7: fanlight.media.v1.OpenSessionResponse.rejected:type_name -> fanlight.media.v1.Rejected
 	6,  // 8: fanlight.media.v1.Open.viewport:type_name -> fanlight.media.v1.Viewport
 	0,  // 9: fanlight.media.v1.SessionState.state:type_name -> fanlight.media.v1.SessionState.State
-	13, // 10: fanlight.media.v1.SessionState.retry_time:type_name -> google.protobuf.Timestamp
+	14, // 10: fanlight.media.v1.SessionState.retry_time:type_name -> google.protobuf.Timestamp
 	12, // 11: fanlight.media.v1.GetStatsResponse.cameras:type_name -> fanlight.media.v1.CameraStats
 	8,  // 12: fanlight.media.v1.CameraStats.state:type_name -> fanlight.media.v1.SessionState
-	1,  // 13: fanlight.media.v1.SessionService.OpenSession:input_type -> fanlight.media.v1.OpenSessionRequest
-	10, // 14: fanlight.media.v1.SessionService.GetStats:input_type -> fanlight.media.v1.GetStatsRequest
-	2,  // 15: fanlight.media.v1.SessionService.OpenSession:output_type -> fanlight.media.v1.OpenSessionResponse
-	11, // 16: fanlight.media.v1.SessionService.GetStats:output_type -> fanlight.media.v1.GetStatsResponse
-	15, // [15:17] is the sub-list for method output_type
-	13, // [13:15] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	13, // 13: fanlight.media.v1.CameraStats.sessions:type_name -> fanlight.media.v1.SessionStats
+	1,  // 14: fanlight.media.v1.SessionService.OpenSession:input_type -> fanlight.media.v1.OpenSessionRequest
+	10, // 15: fanlight.media.v1.SessionService.GetStats:input_type -> fanlight.media.v1.GetStatsRequest
+	2,  // 16: fanlight.media.v1.SessionService.OpenSession:output_type -> fanlight.media.v1.OpenSessionResponse
+	11, // 17: fanlight.media.v1.SessionService.GetStats:output_type -> fanlight.media.v1.GetStatsResponse
+	16, // [16:18] is the sub-list for method output_type
+	14, // [14:16] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_fanlight_media_v1_session_proto_init() }
@@ -1192,7 +1462,7 @@ func file_fanlight_media_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fanlight_media_v1_session_proto_rawDesc), len(file_fanlight_media_v1_session_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
