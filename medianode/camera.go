@@ -2,41 +2,42 @@ package medianode
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
-	"reflect"
+	"slices"
 	"sync"
 	"time"
 
 	"fanlight/internal/fleet"
-	"fanlight/medianode/source"
 	"fanlight/medianode/stream"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 
-// camera is one camera that the node has: its stream, for as long as the node
-// has it, and its source, while it is to be pulled. One goroutine, run, starts
-// and stops the source.
+// camera is one camera that the node has: a feed for each of its profiles, for as
+// long as the node has it. One goroutine, run, starts and stops the sources.
 type camera struct {
 	// Static after newCamera.
 	node   *Node
 	log    *slog.Logger
 	id     fleet.CameraID
-	stream *stream.Stream
+	board  *stream.Board      // what is seen of it
 	cancel context.CancelFunc // ends run
 	done   chan struct{}      // closed when run has returned
 	wake   chan struct{}      // holds a token while run has something to look at
 
 	failures failures // of its sources
 
-	mu        sync.Mutex // guards the rest
-	desired   desired
-	suspended bool
-	sessions  int
-	orphans   int       // of these, sessions whose gateway is gone
-	replaced  int       // of these, those whose viewer is back with another
-	idleSince time.Time // when the last session left; zero: there has been none
-	handOver  time.Time // by when, while that is the node's part
-	figures   figures   // as last reported
+	mu           sync.Mutex // guards the rest
+	desired      desired
+	feeds        []*feed // of desired.Profiles, in their order
+	gone         []*feed // of profiles that it no longer has, to be stopped
+	suspended    bool
+	sessions     int
+	orphans      int       // of these, sessions whose gateway is gone
+	replaced     int       // of these, those whose viewer is back with another
+	restingSince time.Time // when it was last pulled
+	handOver     time.Time // by when, while that is the node's part
+	figures      figures   // as last reported
 }
 
 // desired is what the control plane wants of a camera.
@@ -57,7 +58,7 @@ const (
 
 func newCamera(n *Node, d desired) *camera {
 	c := &camera{
-		node: n, log: n.log.With("camera", string(d.ID)), id: d.ID, stream: stream.New(stream.Config{}),
+		node: n, log: n.log.With("camera", string(d.ID)), id: d.ID, board: stream.NewBoard(), restingSince: time.Now(),
 		done: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	c.change(d)
@@ -71,14 +72,30 @@ func (c *camera) change(d desired) {
 	c.mu.Lock()
 	before := c.desired.part
 	c.desired = d
-	if before == partTakeOver && d.part != partTakeOver && c.sessions == 0 {
-		c.idleSince = now
+	gone := c.arrange()
+	c.gone = append(c.gone, gone...)
+	if first := c.feeds[0]; before == partTakeOver && d.part != partTakeOver && first.users == 0 {
+		first.idleSince = now
 	}
 	if d.part == partHandOver && before != partHandOver {
 		c.handOver = now.Add(c.node.cfg.HandOverTimeout)
 	}
 	c.mu.Unlock()
+	for _, f := range gone {
+		f.stream.Close(fmt.Errorf("profile %q of camera %q is no more: %w", f.id, c.id, fleet.CameraMoved))
+	}
 	c.poke()
+}
+
+// close ends the streams, and with them the sessions.
+func (c *camera) close(err error) {
+	c.mu.Lock()
+	feeds := slices.Clone(c.feeds)
+	c.mu.Unlock()
+	c.board.Close(err)
+	for _, f := range feeds {
+		f.stream.Close(err)
+	}
 }
 
 // setSuspended says whether the camera must not be pulled although it should be.
@@ -100,7 +117,6 @@ func (c *camera) join() {
 func (c *camera) leave() {
 	c.mu.Lock()
 	c.sessions--
-	c.idleSince = time.Now()
 	c.mu.Unlock()
 	c.poke()
 }
@@ -147,7 +163,9 @@ func (c *camera) poke() {
 // next is what run has to do with a camera.
 type next struct {
 	desired    fleet.Camera
-	pull       bool
+	feeds      []*feed
+	pull       []bool
+	gone       []*feed
 	handedOver bool          // there is nothing left to do with it here
 	wait       time.Duration // until it is something else, if nothing else changes; 0: never
 }
@@ -155,18 +173,24 @@ type next struct {
 func (c *camera) next(now time.Time) next {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := next{desired: c.desired.Camera}
+	out := next{desired: c.desired.Camera, feeds: slices.Clone(c.feeds), pull: make([]bool, len(c.feeds)), gone: c.gone}
+	soon := func(t time.Time) {
+		if d := max(t.Sub(now), 0); !t.IsZero() && (out.wait == 0 || d < out.wait) {
+			out.wait = d
+		}
+	}
 	if c.desired.part == partHandOver {
-		out.wait = max(c.handOver.Sub(now), 0)
+		soon(c.handOver)
 		out.handedOver = c.sessions == 0 || out.wait == 0
 	}
-	switch {
-	case c.suspended || out.handedOver:
-	case c.desired.part == partTakeOver || c.desired.PullPolicy != fleet.PullOnDemand || c.sessions > 0:
-		out.pull = true
-	case !c.idleSince.IsZero():
-		out.wait = max(c.idleSince.Add(c.desired.IdleTimeout).Sub(now), 0)
-		out.pull = out.wait > 0
+	if c.suspended || out.handedOver {
+		return out
+	}
+	for i := range c.feeds {
+		var until time.Time
+		if out.pull[i], until = c.wanted(i, now); out.pull[i] {
+			soon(until)
+		}
 	}
 	return out
 }
@@ -178,18 +202,6 @@ func (c *camera) move() (generation int64, p part) {
 	return c.desired.generation, c.desired.part
 }
 
-// pulling is a source that runs.
-type pulling struct {
-	desired fleet.Camera
-	cancel  context.CancelFunc
-	done    chan struct{}
-}
-
-// samePull tells whether two cameras are pulled in the same way.
-func samePull(a, b fleet.Camera) bool {
-	return a.Credentials == b.Credentials && reflect.DeepEqual(a.Profiles[0], b.Profiles[0])
-}
-
 // run pulls the camera as desired until ctx ends. It begins when the camera of
 // the same name that the node had before has been let go of; nil: none.
 func (c *camera) run(ctx context.Context, before *camera) {
@@ -198,8 +210,12 @@ func (c *camera) run(ctx context.Context, before *camera) {
 	if before != nil {
 		<-before.done // it has been told to end
 	}
-	var current *pulling
-	defer func() { current.stop() }()
+	defer func() {
+		for _, f := range c.next(time.Now()).feeds {
+			f.pulling.stop()
+			f.pulling = nil
+		}
+	}()
 	for {
 		now := c.next(time.Now())
 		if now.handedOver {
@@ -208,16 +224,14 @@ func (c *camera) run(ctx context.Context, before *camera) {
 				continue // it is wanted again
 			}
 		}
-		if current != nil && (!now.pull || !samePull(current.desired, now.desired)) {
-			current.stop()
-			current = nil
-		}
-		switch {
-		case ctx.Err() != nil:
+		c.reconcile(ctx, now)
+		c.mu.Lock()
+		c.gone = c.gone[len(now.gone):]
+		c.mu.Unlock()
+		if ctx.Err() != nil {
 			return
-		case now.pull && current == nil:
-			current = c.pull(ctx, now.desired)
-		case !now.pull:
+		}
+		if !slices.Contains(now.pull, true) {
 			c.idle()
 		}
 		var changes <-chan time.Time
@@ -233,68 +247,43 @@ func (c *camera) run(ctx context.Context, before *camera) {
 	}
 }
 
-// pull starts a source of the camera's first profile.
-func (c *camera) pull(ctx context.Context, desired fleet.Camera) *pulling {
-	ctx, cancel := context.WithCancel(ctx)
-	p := &pulling{desired: desired, cancel: cancel, done: make(chan struct{})}
-	src := source.New(source.Config{
-		Log: c.node.log, Camera: c.id, Profile: desired.Profiles[0], Credentials: desired.Credentials,
-		Stream: c.stream, OnStatus: func(s fleet.CameraStatus) { c.failures.note(s); c.node.changes.add(c.id) },
-		Networks: c.node.cfg.CameraNetworks, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
-	})
-	go func() {
-		defer close(p.done)
-		if err := src.Run(ctx); err != nil {
-			c.log.Error("source ended", "error", err)
-		}
-	}()
-	return p
-}
-
-// stop ends the source and waits for it.
-func (p *pulling) stop() {
-	if p != nil {
-		p.cancel()
-		<-p.done
-	}
-}
-
 // idle says that the camera is not pulled. Saying it again changes nothing.
 func (c *camera) idle() {
-	status := fleet.CameraStatus{
-		State: fleet.CameraIdle, Reason: fleet.ReasonIdle, Message: "nobody watches; the camera is pulled on demand", Since: time.Now(),
-	}
 	c.mu.Lock()
-	if c.suspended {
-		status.Message = "the control plane cannot be reached, and another node may have been given the camera, which accepts one session"
-	}
+	status := c.resting()
 	c.mu.Unlock()
-	if old := c.stream.Status(); old.State == status.State && old.Message == status.Message {
-		return
+	if old := c.board.Status(); old.State != status.State || old.Message != status.Message {
+		c.announce()
 	}
-	c.stream.SetStatus(status)
-	c.node.changes.add(c.id)
 }
 
-// status returns what is seen of the camera, with the figures of the stream.
+// status returns what is seen of the camera, with the figures of the streams.
 func (c *camera) status() (status fleet.CameraStatus, generation int64) {
-	stats := c.stream.Stats()
-	status = c.stream.Status()
+	status = c.board.Status()
 	c.mu.Lock()
 	status.Viewers, generation = c.sessions, c.desired.generation
+	feeds := slices.Clone(c.feeds)
+	users := make([]int, len(feeds))
+	for i, f := range feeds {
+		users[i] = f.users
+	}
 	c.mu.Unlock()
-	if len(status.Profiles) > 0 {
-		profiles := append([]fleet.ProfileStatus(nil), status.Profiles...)
-		p := &profiles[0]
+	status.Profiles = slices.Clone(status.Profiles)
+	for i := range status.Profiles {
+		p := &status.Profiles[i]
+		at := slices.IndexFunc(feeds, func(f *feed) bool { return f.id == p.ID })
+		if at < 0 {
+			continue
+		}
+		stats := feeds[at].stream.Stats()
 		p.BitrateBPS, p.FramesPerSecond, p.KeyframeInterval = stats.BitrateBPS, stats.FramesPerSecond, stats.KeyframeInterval
-		p.PacketsLost = stats.ConnectionPacketsLost
-		p.Tracks = append([]fleet.TrackStatus(nil), p.Tracks...)
-		for i := range p.Tracks {
-			if stream.Supported(stream.Video, p.Tracks[i].Codec) {
-				p.Tracks[i].Width, p.Tracks[i].Height = stats.Width, stats.Height
+		p.PacketsLost, p.Viewers = stats.ConnectionPacketsLost, users[at]
+		p.Tracks = slices.Clone(p.Tracks)
+		for t := range p.Tracks {
+			if stream.Supported(stream.Video, p.Tracks[t].Codec) && p.Tracks[t].UnsupportedReason == "" {
+				p.Tracks[t].Width, p.Tracks[t].Height = stats.Width, stats.Height
 			}
 		}
-		status.Profiles = profiles
 	}
 	return status, generation
 }

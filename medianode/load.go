@@ -198,7 +198,7 @@ func (n *Node) usage() usage {
 		u.udp, u.media = engine.SocketStats().BytesOut, engine.Stats().Total.Bytes
 	}
 	for _, c := range n.list() {
-		u.ingress += float64(c.stream.Stats().BitrateBPS)
+		u.ingress += float64(c.stats().BitrateBPS)
 	}
 	return u
 }
@@ -215,7 +215,7 @@ func (n *Node) place(c *camera) (place, error) {
 	if c.replaces() {
 		return place{orphan: true}, nil
 	}
-	bps := float64(c.stream.Stats().BitrateBPS)
+	bps := float64(c.stats().BitrateBPS)
 	if bps <= 0 {
 		bps = assumedBitrate
 	}

@@ -192,7 +192,7 @@ func (m *nodeMetrics) has(c *camera) (gone func()) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		delete(m.cameras, c)
-		m.departed.add(c.stream.Stats())
+		m.departed.add(c.stats())
 	}
 }
 
@@ -278,7 +278,7 @@ func (m *nodeMetrics) sampleCameras(k metrics.Sink) {
 
 func (m *nodeMetrics) sampleCamera(k metrics.Sink, c *camera) {
 	id, cm := string(c.id), &m.camera
-	stats, status := c.stream.Stats(), c.stream.Status()
+	stats, status := c.stats(), c.board.Status()
 	c.mu.Lock()
 	sessions := c.sessions
 	c.mu.Unlock()
@@ -407,7 +407,7 @@ func (m *nodeMetrics) lost() lost {
 	defer m.mu.Unlock()
 	sum := m.departed
 	for c := range m.cameras {
-		sum.add(c.stream.Stats())
+		sum.add(c.stats())
 	}
 	return sum
 }

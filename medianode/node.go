@@ -95,6 +95,11 @@ type Config struct {
 	SourceRetry    source.Retry     // zero: the defaults
 	Sessions       session.Timeouts // zero: the defaults
 
+	// What is kept of what each profile sent since its last keyframe, so that a viewer
+	// who comes has a picture at once.
+	KeyframeCacheBytes int           // 0: 8 MiB; below 0: nothing is kept
+	KeyframeCacheTime  time.Duration // 0: 15 s
+
 	OrphanTimeout   time.Duration // how long a session outlives its gateway's stream; 0: 15 s
 	HandOverTimeout time.Duration // how long viewers may take to follow a camera that has moved; 0: 30 s
 

@@ -257,7 +257,7 @@ func TestControlPlaneAway(t *testing.T) {
 	eventually(t, "the single session to end", func() bool { return r.cameras.Sessions("single") == 0 })
 	yard := r.node.list()[3]
 	r.cameras.SetFault("yard", simcam.Stop) // which nobody hears now
-	eventually(t, "the yard to fail", func() bool { return yard.stream.Status().State == fleet.CameraFailed })
+	eventually(t, "the yard to fail", func() bool { return yard.board.Status().State == fleet.CameraFailed })
 	before.waitFrames(t, 20)
 	after := r.watch(t, &mediav1.Open{Camera: "cameras/lobby", Session: "after", Generation: 3}, viewertest.Config{})
 	after.waitFrames(t, 5)
@@ -482,7 +482,7 @@ func TestDeafGateway(t *testing.T) {
 	eventually(t, "the session to end", func() bool {
 		for range 50 { // what the gateway does not read, until no more fits
 			i++
-			lobby.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonTimeout, RetryTime: time.Unix(int64(i), 1)})
+			lobby.board.SetStatus(fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonTimeout, RetryTime: time.Unix(int64(i), 1)})
 			time.Sleep(50 * time.Microsecond)
 		}
 		return !watched()

@@ -96,7 +96,7 @@ var partNames = map[part]string{partTakeOver: "take over", partHandOver: "hand o
 // reason given. When its source has ended it is reported as released. The caller
 // holds n.mu.
 func (n *Node) letGo(c *camera, reason fleet.Error) {
-	c.stream.Close(fmt.Errorf("camera %q: %w", c.id, reason))
+	c.close(fmt.Errorf("camera %q: %w", c.id, reason))
 	c.cancel()
 	n.ending[c.id] = c
 	generation, _ := c.move()

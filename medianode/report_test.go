@@ -38,7 +38,7 @@ func TestObserve(t *testing.T) {
 	}
 	lost := func(packets int64) {
 		t.Helper()
-		c.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Profiles: []fleet.ProfileStatus{{ID: "main"}}})
+		c.board.SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Profiles: []fleet.ProfileStatus{{ID: "main"}}})
 		for range packets {
 			c.join()
 		}
@@ -292,15 +292,15 @@ func TestCameraStatus(t *testing.T) {
 	n := &Node{log: slog.New(slog.DiscardHandler), changes: newChanges()}
 	c := newCamera(n, desired{Camera: fleet.Camera{ID: "lobby"}, generation: 1})
 	tracks := []fleet.TrackStatus{{Codec: "H264"}, {Codec: "PCMA"}}
-	c.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Profiles: []fleet.ProfileStatus{{ID: "main", Tracks: tracks}}})
+	c.board.SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Profiles: []fleet.ProfileStatus{{ID: "main", Tracks: tracks}}})
 	// 640 × 360, baseline.
 	sps := []byte{0x67, 0x42, 0xc0, 0x1e, 0xda, 0x02, 0x80, 0xbf, 0xe5, 0x40}
-	if _, err := c.stream.Publish([]stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90_000, ParameterSets: [][]byte{sps}}}); err != nil {
+	if _, err := c.feeds[0].stream.Publish([]stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90_000, ParameterSets: [][]byte{sps}}}); err != nil {
 		t.Fatal(err)
 	}
 	c.join()
 	got, _ := c.status()
-	if stats := c.stream.Stats(); stats.Width == 0 || got.Viewers != 1 || got.Profiles[0].Tracks[0].Width != stats.Width || got.Profiles[0].Tracks[1].Width != 0 {
+	if stats := c.stats(); stats.Width == 0 || got.Viewers != 1 || got.Profiles[0].Tracks[0].Width != stats.Width || got.Profiles[0].Tracks[1].Width != 0 {
 		t.Errorf("status %+v, stats %+v", got, stats)
 	}
 	if tracks[0].Width != 0 {

@@ -160,7 +160,7 @@ func (s *sessionService) GetStats(_ context.Context, req *mediav1.GetStatsReques
 		if len(wanted) > 0 && !wanted[c.id] {
 			continue
 		}
-		stats := c.stream.Stats()
+		stats := c.stats()
 		status, _ := c.status()
 		out.Cameras = append(out.Cameras, &mediav1.CameraStats{
 			Camera: c.id.Name(), BitrateBps: stats.BitrateBPS, PacketsPerSecond: stats.PacketsPerSecond, FramesPerSecond: stats.FramesPerSecond,
@@ -187,6 +187,14 @@ func toSessionState(status fleet.CameraStatus) *mediav1.SessionState {
 	case fleet.CameraConnecting, fleet.CameraIdle:
 	}
 	return out
+}
+
+// toViewport returns how a picture is shown; nil: not known.
+func toViewport(v *mediav1.Viewport) *session.Viewport {
+	if v == nil {
+		return nil
+	}
+	return &session.Viewport{Width: int(v.GetWidth()), Height: int(v.GetHeight()), Visible: v.GetVisible()}
 }
 
 func toCandidate(c *mediav1.Candidate) session.Candidate {

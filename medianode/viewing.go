@@ -54,13 +54,18 @@ type viewing struct {
 
 // run opens the session, and carries messages until it or the stream has ended.
 func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1.Open) error {
+	profiles := v.camera.profiles()
 	s, answer, err := engine.Open(session.OpenConfig{
-		ID: v.id, Camera: v.camera.id, Stream: v.camera.stream, Offer: open.GetOffer(), Trickle: open.GetTrickle(), Codecs: open.GetCodecs(),
+		ID: v.id, Camera: v.camera.id, Profiles: profiles, Board: v.camera.board,
+		Hold: func(i int) (release func()) { return v.camera.hold(profiles[i].ID) }, Viewport: toViewport(open.GetViewport()),
+		Offer: open.GetOffer(), Trickle: open.GetTrickle(), Codecs: open.GetCodecs(),
 		OnCandidate: func(c session.Candidate) {
 			v.send(&mediav1.OpenSessionResponse{Message: &mediav1.OpenSessionResponse_Candidate{Candidate: fromCandidate(c)}})
 		},
-		OnStatus: func(status fleet.CameraStatus) {
-			v.send(&mediav1.OpenSessionResponse{Message: &mediav1.OpenSessionResponse_State{State: toSessionState(status)}})
+		OnStatus: func(status session.Status) {
+			state := toSessionState(status.Camera)
+			state.Profile = status.Profile
+			v.send(&mediav1.OpenSessionResponse{Message: &mediav1.OpenSessionResponse_State{State: state}})
 		},
 	})
 	v.node.metrics.opened(err)
@@ -278,7 +283,10 @@ func (v *viewing) take(s *session.Session, m *mediav1.OpenSessionRequest) error 
 		if answer, err = s.Restart(m.Restart.GetOffer()); err == nil {
 			v.send(answerMessage(answer))
 		}
-	case *mediav1.OpenSessionRequest_Viewport: // there is one picture for all sizes
+	case *mediav1.OpenSessionRequest_Viewport:
+		if viewport := toViewport(m.Viewport); viewport != nil {
+			s.SetViewport(*viewport)
+		}
 	case *mediav1.OpenSessionRequest_Open:
 		err = fmt.Errorf("the session is open: %w", fleet.OutOfOrder)
 	}

@@ -149,5 +149,7 @@ func (v *viewer) refresh(sh *shard, now time.Time) {
 	// What is long would not come through any better than what has not.
 	age := recent[len(recent)-1].Arrival.Sub(recent[0].Arrival)
 	v.replay = now.Add(max(replayPause, age))
-	v.catchUp(sh)
+	if v.catchUp(sh) {
+		v.counts.replays.Add(1)
+	}
 }

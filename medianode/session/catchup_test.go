@@ -11,10 +11,10 @@ import (
 func (r *rig) late(t *testing.T) *viewer {
 	t.Helper()
 	first := r.outlet.seats[0]
-	s := &Session{stream: r.stream}
+	s := &Session{cfg: OpenConfig{Profiles: []Profile{{ID: "main", Stream: r.stream}}}}
 	s.lanes[stream.Video] = first.session.lanes[stream.Video]
 	v := &viewer{session: s, shard: r.shard, cryptor: first.cryptor, route: first.route, counts: &s.counts, held: true, mute: true, lanes: s.lanes, report: r.far}
-	r.shard.join(v)
+	r.shard.join(v, r.stream)
 	return v
 }
 

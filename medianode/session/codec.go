@@ -83,6 +83,24 @@ func negotiate(o *offer, tracks []stream.Track, prefer []string) (*plan, error) 
 	return p, nil
 }
 
+// negotiateAny negotiates for the first of a camera's profiles that the viewer
+// can take.
+func negotiateAny(o *offer, cfg OpenConfig) (p *plan, err error) {
+	for _, profile := range cfg.Profiles {
+		var failed error
+		if p, failed = negotiate(o, profile.Stream.Tracks(), cfg.Codecs); failed == nil {
+			return p, nil
+		}
+		if err == nil {
+			err = failed
+		}
+	}
+	return nil, err
+}
+
+// takes tells whether a video codec can be sent.
+func (p *plan) takes(codec string) bool { return p.video.name == codec }
+
 func trackOf(tracks []stream.Track, kind stream.Kind) *stream.Track {
 	i := slices.IndexFunc(tracks, func(t stream.Track) bool { return t.Kind == kind })
 	if i < 0 {

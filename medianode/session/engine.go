@@ -193,15 +193,15 @@ func (e *Engine) Open(cfg OpenConfig) (s *Session, answer string, err error) {
 			s, answer = nil, ""
 		}
 	}()
-	if cfg.Stream == nil {
-		return nil, "", fmt.Errorf("no stream: %w", fleet.InvalidArgument)
+	if len(cfg.Profiles) == 0 {
+		return nil, "", fmt.Errorf("no profile: %w", fleet.InvalidArgument)
 	}
 	err = guard(func() error {
 		o, err := parseOffer(cfg.Offer)
 		if err != nil {
 			return err
 		}
-		p, err := negotiate(o, cfg.Stream.Tracks(), cfg.Codecs)
+		p, err := negotiateAny(o, cfg)
 		if err != nil {
 			return err
 		}
@@ -212,6 +212,8 @@ func (e *Engine) Open(cfg OpenConfig) (s *Session, answer string, err error) {
 		if err := s.connect(); err != nil {
 			return err
 		}
+		s.course.camera = s.board().Status()
+		s.settle()
 		answer, err = s.answerSDP(o, !cfg.Trickle)
 		return err
 	})

@@ -13,11 +13,17 @@ import (
 // stream coalesces those of all viewers to one a second.
 const keyframePause = 200 * time.Millisecond
 
+// videoClockRate is that of all video, in Hz.
+const videoClockRate = 90_000
+
 // feedback is what a viewer said of what it receives.
 type feedback struct {
 	keyframeRequests atomic.Uint64 // PLI and FIR
 	nacked           atomic.Uint64 // packets asked for again
 	lost             atomic.Uint32 // video packets lost in all, by the latest report
+	fraction         atomic.Uint32 // of video packets lost, in 256ths, by the latest report
+	jitter           atomic.Int64  // nanoseconds, by the latest report
+	estimate         atomic.Int64  // bits per second, by the latest REMB; 0: there has been none
 	roundTrip        atomic.Int64  // nanoseconds, by the latest report that had it; 0: unknown
 
 	keyframeAsked time.Time // owned by hearAll
@@ -52,6 +58,11 @@ func (s *Session) hear(p rtcp.Packet, left int) int {
 		s.wantKeyframe()
 	case *rtcp.ReceiverReport:
 		s.reported(p.Reports)
+	case *rtcp.ReceiverEstimatedMaximumBitrate:
+		if estimate := int64(min(float64(p.Bitrate), 1e12)); estimate > 0 {
+			s.feedback.estimate.Store(estimate)
+			s.course.look()
+		}
 	case *rtcp.TransportLayerNack:
 		for kind := range s.lanes {
 			if l := &s.lanes[kind]; l.nack && l.payloads != nil && l.ssrc == p.MediaSSRC {
@@ -69,6 +80,9 @@ func (s *Session) reported(blocks []rtcp.ReceptionReport) {
 			continue
 		}
 		s.feedback.lost.Store(r.TotalLost)
+		s.feedback.fraction.Store(uint32(r.FractionLost))
+		s.feedback.jitter.Store(int64(r.Jitter) * int64(time.Second) / videoClockRate)
+		s.course.reported(r.FractionLost)
 		if r.LastSenderReport == 0 {
 			continue
 		}

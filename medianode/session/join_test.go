@@ -17,7 +17,7 @@ func BenchmarkOpen(b *testing.B) {
 	offer := offerOf(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		s, _, err := n.Open(session.OpenConfig{Stream: n.cam.stream, Offer: offer})
+		s, _, err := n.Open(session.OpenConfig{Profiles: only(n.cam.stream), Offer: offer})
 		if err != nil {
 			b.Fatal(err)
 		}

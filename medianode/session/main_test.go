@@ -57,6 +57,9 @@ func newNode(t testing.TB, change func(*session.Config)) *node {
 	return &node{Engine: e, conn: conn, cam: newCamera(t)}
 }
 
+// only is the profiles of a camera that has one.
+func only(s *stream.Stream) []session.Profile { return []session.Profile{{ID: "main", Stream: s}} }
+
 // running is a session under Run.
 type running struct {
 	*session.Session
@@ -74,7 +77,10 @@ func (n *node) watch(t testing.TB, v *viewertest.Viewer, cfg session.OpenConfig)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.Camera, cfg.Stream, cfg.Offer = "lobby", n.cam.stream, offer
+	cfg.Camera, cfg.Offer = "lobby", offer
+	if len(cfg.Profiles) == 0 {
+		cfg.Profiles = only(n.cam.stream)
+	}
 	if cfg.ID == "" {
 		cfg.ID = "s1"
 	}

@@ -43,7 +43,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s, answer, err := n.Open(session.OpenConfig{ID: "s1", Camera: "lobby", Stream: n.cam.stream, Offer: tt.offer})
+			s, answer, err := n.Open(session.OpenConfig{ID: "s1", Camera: "lobby", Profiles: only(n.cam.stream), Offer: tt.offer})
 			want(t, err, tt.want)
 			if s != nil || answer != "" {
 				t.Error("a refused offer got a session")
@@ -59,7 +59,7 @@ func TestOpenRefuses(t *testing.T) {
 
 func TestCandidates(t *testing.T) {
 	n := newNode(t, nil)
-	s, _, err := n.Open(session.OpenConfig{Stream: n.cam.stream, Offer: offerOf(t), Trickle: true})
+	s, _, err := n.Open(session.OpenConfig{Profiles: only(n.cam.stream), Offer: offerOf(t), Trickle: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func FuzzCandidate(f *testing.F) {
 		f.Add(tt.candidate.Candidate)
 	}
 	n := newNode(f, nil)
-	s, _, err := n.Open(session.OpenConfig{Stream: n.cam.stream, Offer: offerOf(f), Trickle: true})
+	s, _, err := n.Open(session.OpenConfig{Profiles: only(n.cam.stream), Offer: offerOf(f), Trickle: true})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func FuzzOpen(f *testing.F) {
 	f.Add(offerOf(f))
 	f.Add("")
 	f.Fuzz(func(t *testing.T, offer string) {
-		s, answer, err := n.Open(session.OpenConfig{Stream: n.cam.stream, Offer: offer})
+		s, answer, err := n.Open(session.OpenConfig{Profiles: only(n.cam.stream), Offer: offer})
 		switch {
 		case err == nil && !strings.Contains(answer, "m=video"):
 			t.Errorf("the answer has no video: %q", answer)
@@ -151,7 +151,7 @@ func FuzzOpen(f *testing.F) {
 func TestAnswer(t *testing.T) {
 	n := newNode(t, nil)
 	n.cam.connect(h264Track(), pcmaTrack())
-	s, answer, err := n.Open(session.OpenConfig{Camera: "lobby", Stream: n.cam.stream, Offer: offerOf(t)})
+	s, answer, err := n.Open(session.OpenConfig{Camera: "lobby", Profiles: only(n.cam.stream), Offer: offerOf(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ func TestOpenAnswers(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			s, answer, err := e.Open(OpenConfig{Stream: str, Offer: tt.offer})
+			s, answer, err := e.Open(OpenConfig{Profiles: []Profile{{ID: "main", Stream: str}}, Offer: tt.offer})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -98,7 +98,7 @@ func TestAnswerLines(t *testing.T) {
 	if _, err := str.Publish([]stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90000}}); err != nil {
 		t.Fatal(err)
 	}
-	s, answer, err := newTestEngine(t).Open(OpenConfig{Stream: str, Offer: offer})
+	s, answer, err := newTestEngine(t).Open(OpenConfig{Profiles: []Profile{{ID: "main", Stream: str}}, Offer: offer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestBundle(t *testing.T) {
 		{"one without a format that is known", head + video("102 103", h264) + audio("18", ""), "0", []string{"sendonly", "0"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s, answer, err := e.Open(OpenConfig{Stream: str, Offer: tt.offer})
+			s, answer, err := e.Open(OpenConfig{Profiles: []Profile{{ID: "main", Stream: str}}, Offer: tt.offer})
 			if err != nil {
 				t.Fatal(err)
 			}

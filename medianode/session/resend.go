@@ -42,6 +42,7 @@ type resends struct {
 	at      time.Time // when budget was that; zero: nothing has been sent again
 	counted uint64    // bytes sent, then
 	repeats *[repeatSlots]repeat
+	spent   uint64 // packets for which there was no budget left
 }
 
 // repeat is one packet that was sent again.
@@ -64,7 +65,11 @@ func (r *resends) pay(ssrc uint32, own uint64, bytes int, sent uint64, now time.
 	r.at, r.counted = now, sent
 	last := &r.repeats[own%repeatSlots]
 	again := last.ssrc == ssrc && last.own == uint32(own)
-	if r.budget < float64(bytes) || again && (r.budget < resendRepeats || clock-last.at < roundTrip+resendPause) {
+	if r.budget < float64(bytes) {
+		r.spent++
+		return false
+	}
+	if again && (r.budget < resendRepeats || clock-last.at < roundTrip+resendPause) {
 		return false
 	}
 	*last = repeat{ssrc: ssrc, own: uint32(own), at: clock}
@@ -128,6 +133,7 @@ func (v *viewer) again(sh *shard, l *lane, path *path, seq uint16, now time.Time
 	}
 	if !v.resends.pay(l.ssrc, own, len(p.Payload), v.session.counts.bytes.Load(), now, now.Sub(sh.began), v.session.roundTrip()) {
 		v.session.counts.refused.Add(1)
+		v.session.counts.spent.Store(v.resends.spent)
 		return
 	}
 	h := image{index: own, timestamp: r.shift.apply(p.Timestamp), ssrc: l.ssrc, payload: r.payload, marker: p.Marker}

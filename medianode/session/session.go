@@ -19,8 +19,16 @@ import (
 type OpenConfig struct {
 	ID     fleet.SessionID
 	Camera fleet.CameraID
-	Stream *stream.Stream
 	Offer  string // SDP, at most 64 KiB
+
+	Profiles []Profile     // of the camera, best picture first; one at least
+	Board    *stream.Board // where it is said what is seen of the camera; nil: the first profile's
+	// Hold is called with a profile's index before the session takes it, and what it
+	// returns when the session has no use for it any more. It must not block. nil:
+	// nobody is told.
+	Hold func(profile int) (release func())
+	// Viewport is how the picture is shown at first; nil: not known.
+	Viewport *Viewport
 
 	// Trickle: the answer has no candidates; they come by OnCandidate.
 	Trickle bool
@@ -28,13 +36,31 @@ type OpenConfig struct {
 	// Run calls it, one call at a time, so never before the answer was returned.
 	// It should not block. nil: they are dropped.
 	OnCandidate func(Candidate)
-	// OnStatus takes what is seen of the camera: at Run's start, and whenever
-	// that changes. Run calls it, one call at a time. It should not block. nil:
+	// OnStatus takes what is seen of the camera, and which profile the viewer gets: at
+	// Run's start, and whenever that changes. Run calls it, one call at a time. It should not block. nil:
 	// nobody is told.
-	OnStatus func(fleet.CameraStatus)
+	OnStatus func(Status)
 	// Codecs orders the answer's audio codecs by RTP encoding name, best first.
 	// It excludes none: what is sent is the camera's codec.
 	Codecs []string
+}
+
+// Profile is one of a camera's profiles.
+type Profile struct {
+	ID     string
+	Stream *stream.Stream
+}
+
+// Viewport is how the picture is shown.
+type Viewport struct {
+	Width, Height int // of the box, in device pixels; 0: not known
+	Visible       bool
+}
+
+// Status is what a viewer is told.
+type Status struct {
+	Camera  fleet.CameraStatus
+	Profile string // that the viewer gets; empty: none yet, or nobody looks
 }
 
 // Session is one viewer's session. Run has one caller; the other methods may be
@@ -43,7 +69,6 @@ type Session struct {
 	// Static after Open.
 	engine    *Engine
 	log       *slog.Logger
-	stream    *stream.Stream
 	cfg       OpenConfig
 	plan      *plan
 	lanes     [2]lane        // by stream.Kind, as the viewer begins with
@@ -58,6 +83,7 @@ type Session struct {
 	profile   atomic.Pointer[transport.Profile] // once connected
 	viewer    atomic.Pointer[viewer]            // once connected
 
+	course  course
 	hanging sync.Mutex // held while the session is hung up
 
 	negotiating sync.Mutex // guards the next two; taken before mu
@@ -77,6 +103,9 @@ type counts struct {
 	held, full      atomic.Uint64
 	resent, refused atomic.Uint64
 	missed          atomic.Uint64
+	spent           atomic.Uint64 // of refused: there was no budget left
+
+	switches, replays atomic.Uint64
 }
 
 // Stats are one session's figures.
@@ -93,11 +122,29 @@ type Stats struct {
 	NackRefused      uint64 // packets that were not sent again because the viewer asked for too many
 	NackMissed       uint64 // packets that were not sent again because they are no longer there
 	PacketsLost      uint32 // video packets that the viewer reported as lost
+	Switches         uint64 // from one profile to another
+	Replays          uint64 // wishes for a keyframe that were answered from what is recent
+}
+
+// Path is what is known of the way to a viewer, by its reports.
+type Path struct {
+	Loss      float64       // share of video packets lost in the latest report, before they were sent again
+	RoundTrip time.Duration // 0: unknown
+	Jitter    time.Duration // of video at the viewer (RFC 3550 §6.4.1)
+	Estimate  int64         // bits per second that it carries; 0: unknown
+}
+
+// Path returns what is known of the way to the viewer.
+func (s *Session) Path() Path {
+	f := &s.feedback
+	return Path{
+		Loss: float64(f.fraction.Load()) / 256, RoundTrip: s.roundTrip(), Jitter: time.Duration(f.jitter.Load()), Estimate: f.estimate.Load(),
+	}
 }
 
 func newSession(e *Engine, cfg OpenConfig, o *offer, p *plan) *Session {
 	return &Session{
-		engine: e, stream: cfg.Stream, cfg: cfg, plan: p, remote: o, lanes: newLanes(o, p), offered: o.sections[o.video].codecs,
+		engine: e, cfg: cfg, course: newCourse(cfg), plan: p, remote: o, lanes: newLanes(o, p), offered: o.sections[o.video].codecs,
 		log:     e.log.With("session", string(cfg.ID), "camera", string(cfg.Camera)),
 		closing: make(chan struct{}), sdpID: rand.Uint64() >> 2, sdpVersion: 1,
 	}
@@ -222,7 +269,7 @@ func (s *Session) watch(ctx context.Context) error {
 			s.cfg.OnCandidate(c)
 		}
 	}
-	camera := s.stream.Watch()
+	camera := s.board().Watch()
 	defer camera.Close()
 	connect := time.NewTimer(s.engine.timeouts.Connect)
 	defer connect.Stop()
@@ -230,6 +277,9 @@ func (s *Session) watch(ctx context.Context) error {
 	defer silence.Stop()
 	punch := time.NewTimer(0)
 	defer punch.Stop()
+	look := time.NewTimer(time.Hour)
+	defer look.Stop()
+	defer s.letGo()
 	for {
 		select {
 		case <-camera.Changed():
@@ -237,9 +287,12 @@ func (s *Session) watch(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if s.cfg.OnStatus != nil {
-				s.cfg.OnStatus(status)
-			}
+			s.course.camera = status
+			s.steer(look)
+		case <-s.course.review:
+			s.steer(look)
+		case <-look.C:
+			s.steer(look)
 		case <-s.transport.Changed():
 			if err := s.moved(); err != nil {
 				return err
@@ -302,7 +355,10 @@ func (s *Session) begin() error {
 	s.viewer.Store(v)
 	s.profile.Store(&keys.Profile)
 	s.connected.Store(true)
-	sh.admit(v)
+	s.course.connected = true
+	v.paused, v.thin = s.course.choice.paused, s.course.choice.thin
+	sh.admit(v, s.cfg.Profiles[s.course.choice.profile].Stream)
+	s.course.look()
 	s.log.Debug("session connected", "path", s.transport.Path().String())
 	return nil
 }
@@ -328,6 +384,8 @@ func (s *Session) Stats() Stats {
 		NackRefused:      s.counts.refused.Load(),
 		NackMissed:       s.counts.missed.Load(),
 		PacketsLost:      s.feedback.lost.Load(),
+		Switches:         s.counts.switches.Load(),
+		Replays:          s.counts.replays.Load(),
 	}
 }
 
@@ -343,6 +401,8 @@ func (s *Stats) add(o Stats) {
 	s.NackMissed += o.NackMissed
 	s.Held += o.Held
 	s.Full += o.Full
+	s.Switches += o.Switches
+	s.Replays += o.Replays
 }
 
 // Orphan takes the session out of those that Config.MaxSessions bounds, for its
@@ -360,6 +420,7 @@ func (s *Session) Close() {
 	if running != nil {
 		<-running
 	}
+	s.letGo()
 	s.engine.release(s)
 }
 

@@ -321,23 +321,25 @@ func TestRestartRefused(t *testing.T) {
 // connection, and the viewer is told in between.
 func TestCameraReturns(t *testing.T) {
 	n := newNode(t, nil)
-	n.cam.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraLive})
+	n.cam.stream.Board().SetStatus(fleet.CameraStatus{State: fleet.CameraLive})
 	n.cam.connect(h264Track(), pcmaTrack())
 	stop := n.cam.play(10*time.Millisecond, true)
 	v := newViewer(t, viewertest.Config{Audio: true})
 	var mu sync.Mutex
 	var states []fleet.CameraState
-	n.watch(t, v, session.OpenConfig{OnStatus: func(s fleet.CameraStatus) {
+	n.watch(t, v, session.OpenConfig{OnStatus: func(s session.Status) {
 		mu.Lock()
 		defer mu.Unlock()
-		states = append(states, s.State)
+		if n := len(states); n == 0 || states[n-1] != s.Camera.State {
+			states = append(states, s.Camera.State)
+		}
 	}})
 	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames >= 30 })
 	stop()
-	n.cam.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonConnectionRefused})
+	n.cam.stream.Board().SetStatus(fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonConnectionRefused})
 	time.Sleep(300 * time.Millisecond) // media pauses
 	n.cam.connect(h264Track(), pcmaTrack())
-	n.cam.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraLive})
+	n.cam.stream.Board().SetStatus(fleet.CameraStatus{State: fleet.CameraLive})
 	from := v.Report().Video
 	n.cam.play(10*time.Millisecond, true)
 	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames >= from.Frames+30 })
@@ -358,10 +360,10 @@ func TestCameraReturns(t *testing.T) {
 // A viewer may come before the camera.
 func TestCameraComesLater(t *testing.T) {
 	n := newNode(t, nil)
-	n.cam.stream.SetStatus(fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonTimeout})
+	n.cam.stream.Board().SetStatus(fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonTimeout})
 	v := newViewer(t, viewertest.Config{Audio: true})
 	status := make(chan fleet.CameraStatus, 10)
-	n.watch(t, v, session.OpenConfig{OnStatus: func(s fleet.CameraStatus) { status <- s }})
+	n.watch(t, v, session.OpenConfig{OnStatus: func(s session.Status) { status <- s.Camera }})
 	if s := <-status; s.Reason != fleet.ReasonTimeout {
 		t.Errorf("the viewer was told %+v first", s)
 	}
@@ -385,7 +387,7 @@ func TestNoAudio(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, answer, err := n.Open(session.OpenConfig{Stream: n.cam.stream, Offer: offer})
+	s, answer, err := n.Open(session.OpenConfig{Profiles: only(n.cam.stream), Offer: offer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -448,7 +450,7 @@ func TestNodeFull(t *testing.T) {
 	n := newNode(t, func(c *session.Config) { c.MaxSessions = 1 })
 	offer := offerOf(t)
 	open := func() (*session.Session, error) {
-		s, _, err := n.Open(session.OpenConfig{Stream: n.cam.stream, Offer: offer})
+		s, _, err := n.Open(session.OpenConfig{Profiles: only(n.cam.stream), Offer: offer})
 		return s, err
 	}
 	s, err := open()
@@ -500,7 +502,7 @@ func TestCloseWhileOpening(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
-				s, _, err := n.Open(session.OpenConfig{Stream: n.cam.stream, Offer: offer, Trickle: true})
+				s, _, err := n.Open(session.OpenConfig{Profiles: only(n.cam.stream), Offer: offer, Trickle: true})
 				if err != nil {
 					want(t, err, fleet.NodeStopping)
 					return

@@ -53,6 +53,7 @@ type shard struct {
 // mail is something for a shard to do, one of them.
 type mail struct {
 	join  *viewer
+	from  *stream.Stream // with join
 	leave *viewer
 	done  chan<- struct{} // closed when the viewer has left
 
@@ -133,7 +134,7 @@ func (sh *shard) turn() bool {
 func (sh *shard) open(m mail) {
 	switch {
 	case m.join != nil:
-		sh.join(m.join)
+		sh.join(m.join, m.from)
 	case m.leave != nil:
 		sh.leave(m.leave)
 		close(m.done)
@@ -149,10 +150,11 @@ func (sh *shard) open(m mail) {
 }
 
 // join gives a viewer its first seat, and what there is to begin with.
-func (sh *shard) join(v *viewer) {
-	sh.sit(v, &v.seat, v.session.stream)
+func (sh *shard) join(v *viewer, from *stream.Stream) {
+	sh.sit(v, &v.seat, from)
+	v.session.took(v)
 	v.replay = time.Now().Add(replayPause)
-	if !v.catchUp(sh) {
+	if !v.paused && !v.catchUp(sh) {
 		v.seat.outlet.sub.RequestKeyframe()
 	}
 }
@@ -239,12 +241,12 @@ func (sh *shard) post(m mail) {
 	signal(sh.wake)
 }
 
-// admit gives the shard a viewer.
-func (sh *shard) admit(v *viewer) {
+// admit gives the shard a viewer of a stream.
+func (sh *shard) admit(v *viewer, from *stream.Stream) {
 	sh.mu.Lock()
 	sh.load++
 	sh.mu.Unlock()
-	sh.post(mail{join: v})
+	sh.post(mail{join: v, from: from})
 }
 
 // dismiss takes a viewer from the shard, and waits until it is no longer
@@ -262,8 +264,15 @@ func (sh *shard) dismiss(v *viewer) {
 func (sh *shard) serve(o *outlet) {
 	for range maxTurn {
 		b, err := o.sub.Poll()
+		if err != nil {
+			for _, v := range o.seats {
+				if v.seat.outlet == o {
+					v.session.fail(err)
+				}
+			}
+		}
 		if err != nil || b == nil {
-			return // the sessions hear of the stream's end by themselves
+			return
 		}
 		now := time.Now()
 		if b.Kind == stream.Video {

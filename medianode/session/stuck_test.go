@@ -90,7 +90,7 @@ func TestStuckViewer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, answer, err := n.Open(session.OpenConfig{ID: "stuck", Camera: "lobby", Stream: n.cam.stream, Offer: offer})
+	s, answer, err := n.Open(session.OpenConfig{ID: "stuck", Camera: "lobby", Profiles: only(n.cam.stream), Offer: offer})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -215,6 +215,8 @@ func (v *viewer) change(sh *shard) {
 	sh.vacate(&v.seat)
 	v.seat, v.next = v.next, seat{}
 	v.held, v.catching, v.key = false, false, false
+	v.counts.switches.Add(1)
+	v.session.took(v)
 }
 
 // accountAfter is how many packets are left out before they are counted.

@@ -279,7 +279,7 @@ func (s *Source) setStatus(status fleet.CameraStatus) {
 	profile.PacketsLost = s.counters.lost.Load()
 	status.Profiles = []fleet.ProfileStatus{profile}
 	s.status = status
-	s.cfg.Stream.SetStatus(status)
+	s.cfg.Stream.Board().SetStatus(status)
 	s.cfg.OnStatus(status)
 }
 

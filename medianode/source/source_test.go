@@ -57,7 +57,7 @@ func TestTransports(t *testing.T) {
 			if n := sim.Plays("cam"); n != c.plays {
 				t.Errorf("%d PLAY requests, want %d", n, c.plays)
 			}
-			if got := r.stream.Status(); got.State != fleet.CameraLive {
+			if got := r.stream.Board().Status(); got.State != fleet.CameraLive {
 				t.Errorf("the stream's status is %v", got.State)
 			}
 			if stats := r.stream.Stats(); stats.PacketsLost != 0 {

@@ -28,6 +28,26 @@ type Stats struct {
 	KeyframeInterval time.Duration // between the last two keyframes; 0: unknown
 }
 
+// Add adds the counters and bit rates of another stream of the same camera. What
+// is of pictures stays, unless there is none here.
+func (s *Stats) Add(o Stats) {
+	if s.FramesPerSecond == 0 && o.FramesPerSecond > 0 {
+		s.FramesPerSecond, s.Width, s.Height, s.KeyframeInterval = o.FramesPerSecond, o.Width, o.Height, o.KeyframeInterval
+	}
+	s.Packets += o.Packets
+	s.Bytes += o.Bytes
+	s.Frames += o.Frames
+	s.Keyframes += o.Keyframes
+	s.Undecodable += o.Undecodable
+	s.PacketsLost += o.PacketsLost
+	s.ConnectionPacketsLost += o.ConnectionPacketsLost
+	s.Discards.add(o.Discards)
+	s.Drops.add(o.Drops)
+	s.Subscriptions += o.Subscriptions
+	s.BitrateBPS += o.BitrateBPS
+	s.PacketsPerSecond += o.PacketsPerSecond
+}
+
 // Discards are packets that the camera sent and the stream did not take.
 type Discards struct {
 	Malformed         int64 // not the payload format, or empty
@@ -36,6 +56,15 @@ type Discards struct {
 	ParameterSets     int64 // parameter sets too many or too large to keep
 	Supplements       int64 // SEI and the like: of no picture, incomplete, or too many or too large to hold for one
 	UnsupportedFormat int64 // STAP-B, MTAP, FU-B: interleaved mode, which nobody negotiates
+}
+
+func (d *Discards) add(o Discards) {
+	d.Malformed += o.Malformed
+	d.Late += o.Late
+	d.Oversized += o.Oversized
+	d.ParameterSets += o.ParameterSets
+	d.Supplements += o.Supplements
+	d.UnsupportedFormat += o.UnsupportedFormat
 }
 
 // Drops are packets that viewers were not sent, one for each viewer and packet.

@@ -61,15 +61,14 @@ type Stream struct {
 	// Static after New.
 	mtu   int
 	clock func() time.Time
+	board *Board
 
 	mu      sync.Mutex // guards the rest; taken before a Subscription's
 	closed  error      // why, once closed
-	status  fleet.CameraStatus
 	tracks  []Track
 	writer  *Writer // the latest; nil before the first
 	outputs [kinds]output
 	subs    []*Subscription // each knows its index
-	watches map[*Watch]struct{}
 	keys    keyframes
 	cache   cache
 	meter   meter
@@ -77,7 +76,7 @@ type Stream struct {
 
 // New returns a stream without tracks, in state connecting.
 func New(cfg Config) *Stream {
-	s := &Stream{mtu: cfg.MTU, clock: cfg.Clock, watches: make(map[*Watch]struct{}), cache: newCache(cfg.CacheBytes, cfg.CacheTime)}
+	s := &Stream{mtu: cfg.MTU, clock: cfg.Clock, board: NewBoard(), cache: newCache(cfg.CacheBytes, cfg.CacheTime)}
 	if s.mtu == 0 {
 		s.mtu = defaultMTU
 	}
@@ -178,27 +177,8 @@ func (s *Stream) Tracks() []Track {
 	return s.tracks
 }
 
-// SetStatus says what is seen of the camera. Watches are told if what a viewer
-// may know of it is different: state, reason, message, time of the next attempt.
-func (s *Stream) SetStatus(status fleet.CameraStatus) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old := s.status
-	s.status = status
-	if old.State == status.State && old.Reason == status.Reason && old.Message == status.Message && old.RetryTime.Equal(status.RetryTime) {
-		return
-	}
-	for w := range s.watches {
-		signal(w.wake)
-	}
-}
-
-// Status returns what SetStatus was last told.
-func (s *Stream) Status() fleet.CameraStatus {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.status
-}
+// Board returns where it is said what is seen of the stream's source.
+func (s *Stream) Board() *Board { return s.board }
 
 // Close ends the stream. Next of every subscription, and Status of every watch,
 // present and future, returns err; io.EOF if it is nil. What is queued is dropped.
@@ -219,9 +199,7 @@ func (s *Stream) Close(err error) {
 	for _, sub := range s.subs {
 		sub.end(err)
 	}
-	for w := range s.watches {
-		signal(w.wake)
-	}
+	s.board.Close(err)
 }
 
 // SenderClock returns one point of the mapping from the stream's timestamps of

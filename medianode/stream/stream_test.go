@@ -509,7 +509,7 @@ func TestConcurrent(t *testing.T) {
 			s.Stats()
 			s.Tracks()
 			s.SenderClock(Video)
-			s.SetStatus(fleet.CameraStatus{State: fleet.CameraState(rand.IntN(3))})
+			s.Board().SetStatus(fleet.CameraStatus{State: fleet.CameraState(rand.IntN(3))})
 			time.Sleep(time.Millisecond)
 		}
 	})

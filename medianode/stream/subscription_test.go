@@ -242,8 +242,8 @@ func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
 		failed := fleet.CameraStatus{State: fleet.CameraFailed, Reason: fleet.ReasonTimeout}
-		s.SetStatus(failed)
-		w := s.Watch()
+		s.Board().SetStatus(failed)
+		w := s.Board().Watch()
 		check := func(want fleet.CameraStatus) {
 			t.Helper()
 			<-w.Changed()
@@ -253,9 +253,9 @@ func TestWatch(t *testing.T) {
 		}
 		check(failed) // as it is at the start
 		live := fleet.CameraStatus{State: fleet.CameraLive}
-		s.SetStatus(live)
+		s.Board().SetStatus(live)
 		check(live)
-		s.SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Viewers: 3}) // nothing a viewer may know
+		s.Board().SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Viewers: 3}) // nothing a viewer may know
 		select {
 		case <-w.Changed():
 			t.Error("told of what it may not know")
@@ -268,7 +268,7 @@ func TestWatch(t *testing.T) {
 		}
 		w.Close()
 		w.Close()
-		late := s.Watch()
+		late := s.Board().Watch()
 		<-late.Changed()
 		if _, err := late.Status(); !errors.Is(err, fleet.CameraMoved) {
 			t.Errorf("error %v of a watch of a closed stream", err)
