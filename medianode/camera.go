@@ -74,8 +74,8 @@ func (c *camera) change(d desired) {
 	c.desired = d
 	gone := c.arrange()
 	c.gone = append(c.gone, gone...)
-	if first := c.feeds[0]; before == partTakeOver && d.part != partTakeOver && first.users == 0 {
-		first.idleSince = now
+	if before == partTakeOver && d.part != partTakeOver && c.feeds[0].users == 0 {
+		c.feeds[0].idleSince = now
 	}
 	if d.part == partHandOver && before != partHandOver {
 		c.handOver = now.Add(c.node.cfg.HandOverTimeout)

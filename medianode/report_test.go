@@ -290,7 +290,7 @@ func TestLeaseRenewedAtTheLastMoment(t *testing.T) {
 // Figures of the stream go into the status of the profile that is pulled.
 func TestCameraStatus(t *testing.T) {
 	n := &Node{log: slog.New(slog.DiscardHandler), changes: newChanges()}
-	c := newCamera(n, desired{Camera: fleet.Camera{ID: "lobby"}, generation: 1})
+	c := newCamera(n, desired{Camera: fleet.Camera{ID: "lobby", Profiles: []fleet.Profile{{ID: "main"}}}, generation: 1})
 	tracks := []fleet.TrackStatus{{Codec: "H264"}, {Codec: "PCMA"}}
 	c.board.SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Profiles: []fleet.ProfileStatus{{ID: "main", Tracks: tracks}}})
 	// 640 × 360, baseline.
