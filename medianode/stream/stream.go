@@ -68,6 +68,7 @@ type Stream struct {
 	watches map[*Watch]struct{}
 	keys    keyframes
 	meter   meter
+	bFrames fleet.BFrames // of the video published, or of the same before
 }
 
 // New returns a stream without tracks, in state connecting.
@@ -81,7 +82,8 @@ func New(cfg Config) *Stream {
 		s.clock = time.Now
 	}
 	for k := range s.outputs {
-		s.outputs[k] = output{kind: Kind(k), next: uint64(uint16(rand.Uint32()))} // RFC 3550 §5.1: random
+		next := uint64(uint16(rand.Uint32())) // RFC 3550 §5.1: random
+		s.outputs[k] = output{kind: Kind(k), next: next, withheld: &s.meter.discards.Damaged}
 	}
 	return s
 }
@@ -116,12 +118,16 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 		return nil, fmt.Errorf("publish: %w", s.closed)
 	}
 	s.meter.connectionLost, s.meter.first = 0, 0
+	if !sameVideo(s.tracks, tracks) {
+		s.bFrames = fleet.BFramesUnknown
+	}
 	s.tracks = tracks
 	s.writer = w
 	s.keys = s.keys.connect(seen[Video] && len(s.subs) > 0)
 	for k := range s.outputs {
 		s.outputs[k].discard()
 		s.outputs[k].senderReport = clockPoint{}
+		s.outputs[k].damaged = false // subscriptions wait for a keyframe
 	}
 	for i, t := range tracks {
 		out := &s.outputs[t.Kind]
@@ -220,8 +226,8 @@ func (s *Stream) Close(err error) {
 // SenderClock returns one point of the mapping from the stream's timestamps of
 // a kind to wall-clock time, for sender reports (RFC 3550 §6.4.1). It is the
 // camera's mapping when the camera has reported on all its tracks since they
-// were published or their clock leapt, and the arrival time of the latest
-// packet otherwise, for all tracks alike: so the kinds can be synchronized. ok
+// were published or their clock leapt, and the arrival time of the packet with the
+// latest timestamp otherwise, for all tracks alike: so the kinds can be synchronized. ok
 // is false before the first packet of the kind.
 func (s *Stream) SenderClock(kind Kind) (ntp time.Time, rtpTime uint32, ok bool) {
 	if kind < 0 || kind >= kinds {
@@ -240,5 +246,5 @@ func (s *Stream) SenderClock(kind Kind) (ntp time.Time, rtpTime uint32, ok bool)
 	if fromCamera && !out.senderReport.at.IsZero() {
 		return out.senderReport.at, out.senderReport.rtp, true
 	}
-	return out.line.at, out.line.out, true
+	return out.line.highAt, out.line.high, true // not a B-frame's
 }
