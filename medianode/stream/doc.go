@@ -31,7 +31,7 @@
 //   - Sequence numbers and timestamps go on where they were over reconnects and
 //     over a camera's clock that leaps or is set back. What the camera's
 //     sequence of audio lacks stays a gap, at most 32 packets wide.
-//   - OPUS, PCMU and PCMA pass as they are.
+//   - OPUS, G722, PCMU and PCMA pass as they are.
 //
 // A burst is flushed by the marker bit, by the 17th packet of its access unit, by
 // a keyframe that begins, or by the first packet of the next access unit. There is no timer: what a camera

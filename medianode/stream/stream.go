@@ -33,8 +33,8 @@ func (k Kind) String() string {
 // Track is one audio or video component of a stream.
 type Track struct {
 	Kind          Kind
-	Codec         string   // RTP encoding name in upper case: "H264", "OPUS", "PCMA", "PCMU"
-	ClockRate     uint32   // Hz
+	Codec         string   // RTP encoding name in upper case: "H264", "OPUS", "G722", "PCMA", "PCMU"
+	ClockRate     uint32   // Hz; G722: 8,000, as in SDP, not its 16,000 samples a second (RFC 3551 §4.5.2)
 	Channels      int      // audio; 0: one
 	FMTP          string   // the format's parameters as in the SDP, without "a=fmtp:96 "
 	ParameterSets [][]byte // H264: SPS and PPS NAL units of the SDP
@@ -164,7 +164,7 @@ func checkTrack(t Track) error {
 }
 
 // kindOf has the codecs that a stream can carry.
-var kindOf = map[string]Kind{"H264": Video, "OPUS": Audio, "PCMA": Audio, "PCMU": Audio}
+var kindOf = map[string]Kind{"H264": Video, "OPUS": Audio, "G722": Audio, "PCMA": Audio, "PCMU": Audio}
 
 // Supported tells whether a stream can carry a codec, by the encoding name of
 // its RTP payload format in any case.

@@ -163,8 +163,9 @@ func (in *input) forget() {
 	out.line = in.before
 }
 
-// audio passes a packet on as a burst of its own. G.711 has one octet a sample
-// and channel (RFC 3551 §4.5.14) and can be cut anywhere; Opus cannot be cut.
+// audio passes a packet on as a burst of its own. G.711 and G.722 have one octet
+// a tick of their clock and channel (RFC 3551 §4.5.14, §4.5.2) and can be cut
+// anywhere; Opus cannot be cut.
 func (in *input) audio(pkt *rtp.Packet) {
 	out, payload, marker, ts := in.out, pkt.Payload, pkt.Marker, in.out.line.out
 	if len(payload) > in.stream.mtu && out.track.Codec == "OPUS" {
