@@ -155,10 +155,10 @@ func leavesBFrame(payload []byte) bool {
 		first, b := sliceHeader(header, body)
 		return isVCL(header&nalType) && header&nalRef == 0 && first && b
 	}
-	switch typ := payload[0] & nalType; {
-	case typ == nalFUA:
+	switch payload[0] & nalType {
+	case nalFUA:
 		return payload[1]&fuStart != 0 && b(payload[0]&nalRef|payload[1]&nalType, payload[2:])
-	case typ == nalSTAPA:
+	case nalSTAPA:
 		for rest := payload[1:]; ; {
 			nal, after, ok := cutUnit(rest)
 			if !ok || b(nal[0], nal[1:]) {
@@ -381,9 +381,10 @@ func play(cam *camera, c *clock, annexB []byte) (pictures int) {
 	units, b := accessUnits(annexB)
 	payloader := &codecs.H264Payloader{}
 	start := cam.ts
-	place, next := 0, 0 // of the picture, and of the first B-frame or else the next picture
+	next := 0 // the first place that is free
 	for i, unit := range units {
-		place, next = next, next+1
+		place := next
+		next++
 		if !b[i] {
 			for j := i + 1; j < len(b) && b[j]; j++ {
 				place++
