@@ -233,6 +233,8 @@ func (c *camera) run(ctx context.Context, before *camera) {
 		}
 		if !slices.Contains(now.pull, true) {
 			c.idle()
+		} else if c.unplayable() {
+			c.announce()
 		}
 		var changes <-chan time.Time
 		if now.wait > 0 {

@@ -27,8 +27,9 @@ type feed struct {
 	pulled    bool
 }
 
-func newFeed(n *Node, id string) *feed {
-	return &feed{id: id, stream: stream.New(stream.Config{CacheBytes: n.cfg.KeyframeCacheBytes, CacheTime: n.cfg.KeyframeCacheTime})}
+func newFeed(c *camera, id string) *feed {
+	cfg := stream.Config{CacheBytes: c.node.cfg.KeyframeCacheBytes, CacheTime: c.node.cfg.KeyframeCacheTime, OnBFrames: c.poke}
+	return &feed{id: id, stream: stream.New(cfg)}
 }
 
 // pulling is a source that runs.
@@ -57,7 +58,7 @@ func (c *camera) arrange() (gone []*feed) {
 	for _, p := range c.desired.Profiles {
 		i := slices.IndexFunc(old, func(f *feed) bool { return f.id == p.ID })
 		if i < 0 {
-			c.feeds = append(c.feeds, newFeed(c.node, p.ID))
+			c.feeds = append(c.feeds, newFeed(c, p.ID))
 			continue
 		}
 		c.feeds = append(c.feeds, old[i])
@@ -213,9 +214,24 @@ func (c *camera) whole() fleet.CameraStatus {
 			p = f.status.Profiles[0]
 		}
 		p.State, p.Reason, p.Message, p.RetryTime = f.status.State, f.status.Reason, f.status.Message, f.status.RetryTime
+		if p.BFrames = f.stream.BFrames(); p.BFrames == fleet.BFramesReferenced && p.State == fleet.CameraLive {
+			p.Reason, p.Message = fleet.ReasonBFrames, fleet.ReasonBFrames.Sentence()
+		}
 		status.Profiles = append(status.Profiles, p)
 	}
 	return status
+}
+
+// unplayable tells whether a profile has turned out to be what nobody can play, and
+// the board does not say so yet.
+func (c *camera) unplayable() bool {
+	said := c.board.Status().Profiles
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.feeds, func(f *feed) bool {
+		return f.pulled && f.stream.BFrames() == fleet.BFramesReferenced &&
+			slices.ContainsFunc(said, func(p fleet.ProfileStatus) bool { return p.ID == f.id && p.BFrames != fleet.BFramesReferenced })
+	})
 }
 
 // resting is the status of a camera that is not pulled. The caller holds c.mu.

@@ -11,6 +11,7 @@ var reasonText = map[Reason]string{
 	"no_node":                  "no media node is ready for the camera",
 	"no_matching_node":         "no media node fits the camera",
 	"no_capacity":              "every media node is full",
+	ReasonBFrames:              "the camera sends B-frames that other pictures refer to, which browsers cannot play",
 	ReasonStarting:             "the camera is being connected",
 	"disabled":                 "the camera is disabled",
 	ReasonIdle:                 "nobody watches the camera",

@@ -60,7 +60,7 @@ func newRigOf(t testing.TB, viewers int, cfg stream.Config) *rig {
 			t.Fatal(err)
 		}
 		s := &Session{cfg: OpenConfig{Profiles: []Profile{{ID: "main", Stream: r.stream}}}}
-		s.lanes[stream.Video] = lane{kind: stream.Video, ssrc: uint32(i + 1), payloads: map[string]uint8{"H264": 102}, rtx: rtx{payload: 103, ssrc: uint32(i + 1e6)}}
+		s.lanes[stream.Video] = lane{kind: stream.Video, ssrc: uint32(i + 1), payloads: map[string]payloadType{"H264": {102, 103}}, rtx: rtx{ssrc: uint32(i + 1e6)}}
 		route := new(atomic.Pointer[transport.Path])
 		route.Store(path)
 		v := &viewer{session: s, shard: r.shard, cryptor: c, route: route, counts: &s.counts, held: true, mute: true, lanes: s.lanes, report: r.far}

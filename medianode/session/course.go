@@ -1,6 +1,7 @@
 package session
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,7 +72,7 @@ func (s *Session) candidates(plan *plan) []candidate {
 	out := make([]candidate, len(s.cfg.Profiles))
 	for i, p := range s.cfg.Profiles {
 		video := trackOf(p.Stream.Tracks(), stream.Video)
-		out[i].fits = video == nil || plan.takes(video.Codec)
+		out[i].fits = video == nil || plan.takes(video.Codec) && p.Stream.BFrames() != fleet.BFramesReferenced
 		if i > 0 || len(out) > 1 {
 			stats := p.Stream.Stats()
 			out[i].width, out[i].bps = stats.Width, stats.BitrateBPS
@@ -85,10 +86,33 @@ func (s *Session) candidates(plan *plan) []candidate {
 	return out
 }
 
-// steer decides what the viewer gets, and has it so.
-func (s *Session) steer(timer *time.Timer) {
+// unplayable is the error of a camera that has no profile which the viewer can
+// take; nil: there is one.
+func (s *Session) unplayable(profiles []candidate) error {
+	if slices.ContainsFunc(profiles, func(p candidate) bool { return p.fits }) {
+		return nil
+	}
+	var sends []stream.Track
+	for _, p := range s.cfg.Profiles {
+		if p.Stream.BFrames() == fleet.BFramesReferenced {
+			return stream.ErrBFrames
+		}
+		if video := trackOf(p.Stream.Tracks(), stream.Video); video != nil {
+			sends = append(sends, *video)
+		}
+	}
+	return codecUnsupported(sends, s.offered)
+}
+
+// steer decides what the viewer gets, and has it so. The error is that there is
+// nothing which it could get.
+func (s *Session) steer(timer *time.Timer) error {
 	now, c := time.Now(), &s.course
-	chosen, next := c.steering.decide(now, s.candidates(s.plan), s.sight())
+	profiles := s.candidates(s.plan)
+	if err := s.unplayable(profiles); err != nil {
+		return err
+	}
+	chosen, next := c.steering.decide(now, profiles, s.sight())
 	if timer != nil {
 		if timer.Stop(); !next.IsZero() {
 			timer.Reset(max(next.Sub(now), 0))
@@ -106,6 +130,7 @@ func (s *Session) steer(timer *time.Timer) {
 	}
 	s.releaseBut(chosen)
 	s.tell()
+	return nil
 }
 
 // settle decides for the first time, so that the camera is pulled while the

@@ -47,7 +47,7 @@ func TestHeldViewersAsk(t *testing.T) {
 // the payload type that it had: with the new one it would be another packet under
 // the same nonce.
 func TestResendAfterAnotherCodec(t *testing.T) {
-	l := lane{payloads: map[string]uint8{"PCMU": 0, "PCMA": 8}}
+	l := lane{payloads: map[string]payloadType{"VP8": {96, 97}, "H264": {102, 103}}}
 	send := func(codec string, index uint64) uint64 {
 		t.Helper()
 		if !l.take(&stream.Burst{Codec: codec}) {
@@ -58,21 +58,21 @@ func TestResendAfterAnotherCodec(t *testing.T) {
 		l.sent(&p, own, 0)
 		return own
 	}
-	check := func(own uint64, payload uint8) {
+	check := func(own uint64, payload payloadType) {
 		t.Helper()
 		if r, _, _ := l.find(uint16(own)); r == nil || r.payload != payload {
-			t.Errorf("packet %d is not found as of payload type %d: %+v", own, payload, r)
+			t.Errorf("packet %d is not found as of payload types %v: %+v", own, payload, r)
 		}
 	}
-	before := send("PCMU", 100)
-	check(before, 0)
-	after := send("PCMA", 101)
+	before := send("VP8", 100)
+	check(before, payloadType{96, 97})
+	after := send("H264", 101)
 	if after != before+1 {
 		t.Errorf("the number goes from %d to %d", before, after)
 	}
-	check(after, 8)
-	check(before, 0)
-	if l.take(&stream.Burst{Codec: "OPUS"}) {
+	check(after, payloadType{102, 103})
+	check(before, payloadType{96, 97})
+	if l.take(&stream.Burst{Codec: "VP9"}) {
 		t.Error("a codec was taken that was not negotiated")
 	}
 }

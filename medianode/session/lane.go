@@ -22,7 +22,7 @@ const maxGap = 64
 type lane struct {
 	// Static.
 	kind       stream.Kind
-	payloads   map[string]uint8 // payload types by codec; nil: the viewer gets none of this kind
+	payloads   map[string]payloadType // by codec; nil: the viewer gets none of this kind
 	ssrc       uint32
 	nack       bool // the viewer may ask for packets again
 	rtx        rtx
@@ -30,7 +30,7 @@ type lane struct {
 
 	// Of the latest burst.
 	codec     string
-	payload   uint8
+	payload   payloadType
 	clockRate uint32
 
 	runs [maxRuns]run // the latest first; its end is next
@@ -59,14 +59,18 @@ type run struct {
 
 	open            bool // a packet has a number; the rest is set then
 	from, base, end uint64
-	payload         uint8 // type
+	payload         payloadType
 }
 
-// rtx is how packets are sent again (RFC 4588); payload 0: as they were.
+// payloadType is what a codec's packets and their retransmissions are marked
+// with; rtx 0: they are sent again as they were.
+type payloadType struct{ media, rtx uint8 }
+
+// rtx is how packets are sent again (RFC 4588), all codecs of a lane under one
+// SSRC; 0: as they were.
 type rtx struct {
-	payload uint8
-	ssrc    uint32
-	index   uint64 // of the next packet
+	ssrc  uint32
+	index uint64 // of the next packet
 }
 
 // shift is how a stream's timestamps become a viewer's. What the viewer gets at

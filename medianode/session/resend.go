@@ -136,16 +136,16 @@ func (v *viewer) again(sh *shard, l *lane, path *path, seq uint16, now time.Time
 		v.session.counts.spent.Store(v.resends.spent)
 		return
 	}
-	h := image{index: own, timestamp: r.shift.apply(p.Timestamp), ssrc: l.ssrc, payload: r.payload, marker: p.Marker}
+	h := image{index: own, timestamp: r.shift.apply(p.Timestamp), ssrc: l.ssrc, payload: r.payload.media, marker: p.Marker}
 	var original [2]byte
 	before := original[:0]
-	if l.rtx.payload != 0 {
+	if r.payload.rtx != 0 {
 		binary.BigEndian.PutUint16(original[:], seq)
 		before = original[:]
-		h.index, h.ssrc, h.payload = l.rtx.index, l.rtx.ssrc, l.rtx.payload
+		h.index, h.ssrc, h.payload = l.rtx.index, l.rtx.ssrc, r.payload.rtx
 		l.rtx.index++
 	}
-	if l.extensions.sendTime != 0 && l.rtx.payload != 0 {
+	if l.extensions.sendTime != 0 && r.payload.rtx != 0 {
 		h.extension = l.extensions.appendExtensions(v.header[:0], &extended{now: now})
 	}
 	n, err := v.cryptor.seal(sh.room(path), &h, before, p.Payload)

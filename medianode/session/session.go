@@ -213,12 +213,7 @@ func (o *offer) checkRestart(next *offer, p *plan) error {
 	case o.video != next.video || o.audio != next.audio:
 		return badOffer("it receives in other sections than the session does")
 	}
-	for _, c := range next.sections[next.video].codecs {
-		if c.payloadType == p.video.payloadType && c.name == p.video.name && c.hasRTX == p.video.hasRTX && c.rtx == p.video.rtx {
-			return nil
-		}
-	}
-	return badOffer("payload type %d is no longer %s, or its retransmissions have another one", p.video.payloadType, p.video.name)
+	return p.checkKept(next)
 }
 
 // Run sends the camera's media to the viewer until ctx ends or the session is
@@ -288,11 +283,17 @@ func (s *Session) watch(ctx context.Context) error {
 				return err
 			}
 			s.course.camera = status
-			s.steer(look)
+			if err := s.steer(look); err != nil {
+				return err
+			}
 		case <-s.course.review:
-			s.steer(look)
+			if err := s.steer(look); err != nil {
+				return err
+			}
 		case <-look.C:
-			s.steer(look)
+			if err := s.steer(look); err != nil {
+				return err
+			}
 		case <-s.transport.Changed():
 			if err := s.moved(); err != nil {
 				return err
@@ -361,12 +362,6 @@ func (s *Session) begin() error {
 	s.course.look()
 	s.log.Debug("session connected", "path", s.transport.Path().String())
 	return nil
-}
-
-// unsupported is the error of a camera that came back with a video codec that was
-// not negotiated.
-func (s *Session) unsupported(codec string) error {
-	return codecUnsupported(codec, s.offered)
 }
 
 // Stats returns the figures.

@@ -94,8 +94,8 @@ func (v *viewer) emit(sh *shard, b *stream.Burst, to *path, now time.Time) bool 
 	counts := v.counts
 	if !l.take(b) {
 		if b.Kind == stream.Video {
-			v.ended = true
-			v.session.fail(v.session.unsupported(b.Codec))
+			v.held, v.resumed = true, true
+			v.session.course.look() // is there another profile?
 		}
 		return false // the picture goes on without sound
 	}
@@ -110,7 +110,7 @@ func (v *viewer) emit(sh *shard, b *stream.Burst, to *path, now time.Time) bool 
 		index := l.number(p, resumed)
 		resumed = false
 		r := &l.runs[0]
-		h := image{index: index, timestamp: r.shift.apply(p.Timestamp), ssrc: l.ssrc, payload: l.payload, marker: p.Marker, extension: plain}
+		h := image{index: index, timestamp: r.shift.apply(p.Timestamp), ssrc: l.ssrc, payload: l.payload.media, marker: p.Marker, extension: plain}
 		if i == 0 && l.extensions.captureTime != 0 && now.Sub(l.captured) >= captureInterval {
 			h.extension = v.capture(l, b, p, now)
 		}

@@ -33,8 +33,8 @@ func (k Kind) String() string {
 // Track is one audio or video component of a stream.
 type Track struct {
 	Kind          Kind
-	Codec         string   // RTP encoding name in upper case: "H264", "OPUS", "PCMA", "PCMU"
-	ClockRate     uint32   // Hz
+	Codec         string   // RTP encoding name in upper case: "H264", "OPUS", "G722", "PCMA", "PCMU"
+	ClockRate     uint32   // Hz; G722: 8,000, as in SDP, not its 16,000 samples a second (RFC 3551 §4.5.2)
 	Channels      int      // audio; 0: one
 	FMTP          string   // the format's parameters as in the SDP, without "a=fmtp:96 "
 	ParameterSets [][]byte // H264: SPS and PPS NAL units of the SDP
@@ -44,6 +44,11 @@ type Track struct {
 type Config struct {
 	MTU   int              // bytes of RTP payload in a packet at most; 0: 1,200; at least 64
 	Clock func() time.Time // nil: time.Now
+
+	// OnBFrames is called when BFrames becomes fleet.BFramesReferenced, with the
+	// stream's lock held: it must not block, and call nothing of the stream. nil:
+	// nobody is told.
+	OnBFrames func()
 
 	// What is kept of what followed the last keyframe, for who begins to watch.
 	CacheBytes int           // of payload; 0: 8 MiB; below 0: nothing is kept
@@ -63,6 +68,8 @@ type Stream struct {
 	clock func() time.Time
 	board *Board
 
+	onBFrames func()
+
 	mu      sync.Mutex // guards the rest; taken before a Subscription's
 	closed  error      // why, once closed
 	tracks  []Track
@@ -72,11 +79,12 @@ type Stream struct {
 	keys    keyframes
 	cache   cache
 	meter   meter
+	bFrames fleet.BFrames // of the video published, or of the same before
 }
 
 // New returns a stream without tracks, in state connecting.
 func New(cfg Config) *Stream {
-	s := &Stream{mtu: cfg.MTU, clock: cfg.Clock, board: NewBoard(), cache: newCache(cfg.CacheBytes, cfg.CacheTime)}
+	s := &Stream{mtu: cfg.MTU, clock: cfg.Clock, board: NewBoard(), onBFrames: cfg.OnBFrames, cache: newCache(cfg.CacheBytes, cfg.CacheTime)}
 	if s.mtu == 0 {
 		s.mtu = defaultMTU
 	}
@@ -85,7 +93,8 @@ func New(cfg Config) *Stream {
 		s.clock = time.Now
 	}
 	for k := range s.outputs {
-		s.outputs[k] = output{kind: Kind(k), next: uint64(uint16(rand.Uint32()))} // RFC 3550 §5.1: random
+		next := uint64(uint16(rand.Uint32())) // RFC 3550 §5.1: random
+		s.outputs[k] = output{kind: Kind(k), next: next, withheld: &s.meter.discards.Damaged}
 	}
 	return s
 }
@@ -120,6 +129,9 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 		return nil, fmt.Errorf("publish: %w", s.closed)
 	}
 	s.meter.connectionLost, s.meter.first = 0, 0
+	if !sameVideo(s.tracks, tracks) {
+		s.bFrames = fleet.BFramesUnknown
+	}
 	s.tracks = tracks
 	s.writer = w
 	s.keys = s.keys.connect(seen[Video] && len(s.subs) > 0)
@@ -127,6 +139,7 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 	for k := range s.outputs {
 		s.outputs[k].discard()
 		s.outputs[k].senderReport = clockPoint{}
+		s.outputs[k].damaged = false // subscriptions wait for a keyframe
 	}
 	for i, t := range tracks {
 		out := &s.outputs[t.Kind]
@@ -157,7 +170,7 @@ func checkTrack(t Track) error {
 }
 
 // kindOf has the codecs that a stream can carry.
-var kindOf = map[string]Kind{"H264": Video, "OPUS": Audio, "PCMA": Audio, "PCMU": Audio}
+var kindOf = map[string]Kind{"H264": Video, "OPUS": Audio, "G722": Audio, "PCMA": Audio, "PCMU": Audio}
 
 // Supported tells whether a stream can carry a codec, by the encoding name of
 // its RTP payload format in any case.
@@ -205,8 +218,8 @@ func (s *Stream) Close(err error) {
 // SenderClock returns one point of the mapping from the stream's timestamps of
 // a kind to wall-clock time, for sender reports (RFC 3550 §6.4.1). It is the
 // camera's mapping when the camera has reported on all its tracks since they
-// were published or their clock leapt, and the arrival time of the latest
-// packet otherwise, for all tracks alike: so the kinds can be synchronized. ok
+// were published or their clock leapt, and the arrival time of the packet with the
+// latest timestamp otherwise, for all tracks alike: so the kinds can be synchronized. ok
 // is false before the first packet of the kind.
 func (s *Stream) SenderClock(kind Kind) (ntp time.Time, rtpTime uint32, ok bool) {
 	if kind < 0 || kind >= kinds {
@@ -225,5 +238,5 @@ func (s *Stream) SenderClock(kind Kind) (ntp time.Time, rtpTime uint32, ok bool)
 	if fromCamera && !out.senderReport.at.IsZero() {
 		return out.senderReport.at, out.senderReport.rtp, true
 	}
-	return out.line.at, out.line.out, true
+	return out.line.highAt, out.line.high, true // not a B-frame's
 }

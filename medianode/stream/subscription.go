@@ -87,6 +87,9 @@ func (s *Stream) Subscribe(opt SubscribeOptions) *Subscription {
 	sub.mute = sub.held
 	if opt.CatchUp {
 		sub.held, sub.mute = sub.held && len(s.cache.bursts) == 0, false
+		if s.outputs[Video].damaged {
+			s.keys.wanted() // or what is recent would stand until the camera's next
+		}
 	}
 	sub.begin = s.outputs[Video].bursts + 1
 	sub.index = len(s.subs)

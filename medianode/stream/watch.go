@@ -53,6 +53,15 @@ func (b *Board) Status() fleet.CameraStatus {
 	return b.status
 }
 
+// poke tells the watches that something is new which is not in the status.
+func (b *Board) poke() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for w := range b.watches {
+		signal(w.wake)
+	}
+}
+
 // Close has every watch, present and future, return err; io.EOF if it is nil.
 // Only the first Close has an effect.
 func (b *Board) Close(err error) {

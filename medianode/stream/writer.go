@@ -92,41 +92,80 @@ type input struct {
 	out    *output
 	seq    sequence
 	h264   *h264 // nil: another codec
+
+	lost   bool     // packets are missing before the next that is not empty
+	before timeline // the output's, before the access unit under way
 }
 
 func (in *input) write(now time.Time, pkt *rtp.Packet) {
 	m := &in.stream.meter
 	m.packet(now, pkt.Header.MarshalSize()+len(pkt.Payload))
-	gap, lost, ok := in.seq.next(pkt.SequenceNumber)
+	gap, missing, ok := in.seq.next(pkt.SequenceNumber)
 	if !ok {
 		m.discards.Late++
 		return
 	}
-	m.lost += lost
-	m.connectionLost += lost
+	m.lost += missing
+	m.connectionLost += missing
 	out := in.out
-	if gap > 0 && in.h264 != nil {
-		in.h264.finish() // before the gap
+	leftOut := in.h264 != nil && in.h264.skip // the access unit under way
+	switch {
+	case gap == 0:
+	case out.kind == Audio:
+		out.next += uint64(gap)
+	case leftOut && pkt.Timestamp == out.line.in: // nobody misses what is missing of it
+	default:
+		in.damage()
 	}
-	out.next += uint64(gap)
+	in.lost = in.lost || gap > 0
 	if len(pkt.Payload) == 0 {
 		m.discards.Malformed++
 		return
 	}
-	fresh := out.line.next(pkt.Timestamp, now)
+	lost := in.lost
+	in.lost = false
+	leftOut = leftOut && pkt.Timestamp != out.line.in // and ends here
+	if leftOut {
+		in.forget()
+	}
+	before := out.line
+	fresh := out.line.next(pkt.Timestamp, now) || leftOut
+	if fresh {
+		in.before = before
+	}
 	if out.line.leapt {
 		out.senderReport = clockPoint{}
 	}
 	if in.h264 != nil {
-		in.h264.write(fresh, gap > 0, pkt.Marker, pkt.Payload)
+		in.h264.write(fresh, lost, pkt.Marker, pkt.Payload)
 		return
 	}
-	out.gap = gap > 0
+	out.gap = lost
 	in.audio(pkt)
 }
 
-// audio passes a packet on as a burst of its own. G.711 has one octet a sample
-// and channel (RFC 3551 §4.5.14) and can be cut anywhere; Opus cannot be cut.
+// damage is told that packets of video are missing. What follows is of no use
+// until a keyframe, which the camera is asked for.
+func (in *input) damage() {
+	in.out.damage()
+	if s := in.stream; len(s.subs) > 0 {
+		s.keys.wanted()
+	}
+}
+
+// forget takes back what an access unit that was left out did to the timestamps:
+// those of B-frames go back, by more than a leap if there are few a second.
+func (in *input) forget() {
+	out := in.out
+	if out.line.out-in.before.out != out.line.in-in.before.in {
+		out.senderReport = clockPoint{} // in a mapping that is gone
+	}
+	out.line = in.before
+}
+
+// audio passes a packet on as a burst of its own. G.711 and G.722 have one octet
+// a tick of their clock and channel (RFC 3551 §4.5.14, §4.5.2) and can be cut
+// anywhere; Opus cannot be cut.
 func (in *input) audio(pkt *rtp.Packet) {
 	out, payload, marker, ts := in.out, pkt.Payload, pkt.Marker, in.out.line.out
 	if len(payload) > in.stream.mtu && out.track.Codec == "OPUS" {
