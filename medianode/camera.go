@@ -26,7 +26,8 @@ type camera struct {
 	done   chan struct{}      // closed when run has returned
 	wake   chan struct{}      // holds a token while run has something to look at
 
-	failures failures // of its sources
+	failures  failures              // of its sources
+	keyframes source.KeyframeMemory // of its sources
 
 	mu        sync.Mutex // guards the rest
 	desired   desired
@@ -187,7 +188,7 @@ type pulling struct {
 
 // samePull tells whether two cameras are pulled in the same way.
 func samePull(a, b fleet.Camera) bool {
-	return a.Credentials == b.Credentials && reflect.DeepEqual(a.Profiles[0], b.Profiles[0])
+	return a.Credentials == b.Credentials && a.ONVIFURL == b.ONVIFURL && reflect.DeepEqual(a.Profiles[0], b.Profiles[0])
 }
 
 // run pulls the camera as desired until ctx ends. It begins when the camera of
@@ -240,7 +241,7 @@ func (c *camera) pull(ctx context.Context, desired fleet.Camera) *pulling {
 	src := source.New(source.Config{
 		Log: c.node.log, Camera: c.id, Profile: desired.Profiles[0], Credentials: desired.Credentials,
 		Stream: c.stream, OnStatus: func(s fleet.CameraStatus) { c.failures.note(s); c.node.changes.add(c.id) },
-		Networks: c.node.cfg.CameraNetworks, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
+		Networks: c.node.cfg.CameraNetworks, ONVIFURL: desired.ONVIFURL, Keyframes: &c.keyframes, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
 	})
 	go func() {
 		defer close(p.done)

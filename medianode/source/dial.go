@@ -38,7 +38,6 @@ func (s *Source) dial(ctx context.Context, network, address string) (net.Conn, e
 		dialer := net.Dialer{Timeout: share}
 		conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(addr.String(), port))
 		if err == nil {
-			s.counters.connects.Add(1)
 			return conn, nil
 		}
 		last = err
