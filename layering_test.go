@@ -57,8 +57,9 @@ var layers = []layer{
 	// The media node: source → stream ← session → transport → udp.
 	{path: "medianode", may: []string{"medianode/...", "proto/...", "internal/fleet", "internal/metrics", "internal/rpc", "internal/service"}, tests: testParts},
 	{path: "medianode/stream", may: []string{"internal/fleet"}},
-	{path: "medianode/source", may: []string{"medianode/stream", "medianode/onvif", "internal/fleet"}, tests: testParts},
-	{path: "medianode/onvif", may: []string{"internal/fleet"}},
+	{path: "medianode/source", may: []string{"medianode/stream", "medianode/onvif", "internal/fleet"}, tests: append([]string{"medianode/onvif/onviftest"}, testParts...)},
+	{path: "medianode/onvif", may: []string{"internal/fleet"}, tests: []string{"medianode/onvif/onviftest"}},
+	{path: "medianode/onvif/onviftest"},
 	{path: "medianode/session", may: []string{"medianode/stream", "medianode/transport", "medianode/udp", "internal/fleet"}, tests: testParts},
 	{path: "medianode/transport", may: []string{"medianode/udp"}, tests: testParts},
 	{path: "medianode/udp"},

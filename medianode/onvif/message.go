@@ -65,6 +65,13 @@ func passwordDigest(nonce []byte, created, password string) string {
 	return base64.StdEncoding.EncodeToString(h.Sum(nil))
 }
 
+// The operations of the device service.
+const (
+	getSystemDateAndTime = `<m:GetSystemDateAndTime xmlns:m="` + deviceNamespace + `"/>`
+	getServices          = `<m:GetServices xmlns:m="` + deviceNamespace + `"><m:IncludeCapability>false</m:IncludeCapability></m:GetServices>`
+	getCapabilities      = `<m:GetCapabilities xmlns:m="` + deviceNamespace + `"><m:Category>Media</m:Category></m:GetCapabilities>`
+)
+
 func setSynchronizationPoint(namespace, token string) string {
 	return `<m:SetSynchronizationPoint xmlns:m="` + namespace + `"><m:ProfileToken>` + escape(token) + `</m:ProfileToken></m:SetSynchronizationPoint>`
 }

@@ -234,7 +234,7 @@ func (c *Client) RequestKeyframe(ctx context.Context, p Picture) error {
 // readClock reads the camera's time, which needs no credentials. Without, the
 // camera is taken to have ours.
 func (c *Client) readClock(ctx context.Context) {
-	body, err := c.open(ctx, c.device, deviceNamespace+"/GetSystemDateAndTime", `<tds:GetSystemDateAndTime xmlns:tds="`+deviceNamespace+`"/>`)
+	body, err := c.open(ctx, c.device, deviceNamespace+"/GetSystemDateAndTime", getSystemDateAndTime)
 	if err != nil {
 		return
 	}
@@ -247,8 +247,7 @@ func (c *Client) readClock(ctx context.Context) {
 // operations need no credentials (ONVIF Core Specification §5.9.4.3), which not
 // every camera knows.
 func (c *Client) findServices(ctx context.Context) ([]service, error) {
-	body, err := c.maybeOpen(ctx, c.device, deviceNamespace+"/GetServices",
-		`<tds:GetServices xmlns:tds="`+deviceNamespace+`"><tds:IncludeCapability>false</tds:IncludeCapability></tds:GetServices>`)
+	body, err := c.maybeOpen(ctx, c.device, deviceNamespace+"/GetServices", getServices)
 	var out []service
 	if err == nil {
 		for _, namespace := range []string{media2Namespace, mediaNamespace} {
@@ -265,8 +264,7 @@ func (c *Client) findServices(ctx context.Context) ([]service, error) {
 	} else if !errors.Is(err, ErrUnsupported) {
 		return nil, fmt.Errorf("get services: %w", err)
 	}
-	body, err = c.maybeOpen(ctx, c.device, deviceNamespace+"/GetCapabilities",
-		`<tds:GetCapabilities xmlns:tds="`+deviceNamespace+`"><tds:Category>Media</tds:Category></tds:GetCapabilities>`)
+	body, err = c.maybeOpen(ctx, c.device, deviceNamespace+"/GetCapabilities", getCapabilities)
 	if err != nil {
 		return nil, fmt.Errorf("get capabilities: %w", err)
 	}

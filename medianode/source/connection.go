@@ -150,7 +150,6 @@ func (c *connection) dialled(conn net.Conn, err error) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.source.counters.connects.Add(1)
 	c.local = conn.LocalAddr()
 	if remote, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		c.remote = remote.AddrPort().Addr().Unmap()
