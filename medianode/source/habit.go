@@ -21,9 +21,9 @@ const (
 	// restTime is how often a camera is asked that heeds no request.
 	restTime = time.Minute
 
-	onvifForget     = 24 * time.Hour // for a camera without ONVIF to be tried again
-	onvifBackoffMin = time.Minute    // after it was not reached; then it doubles
-	onvifBackoffMax = time.Hour
+	onvifForget       = 24 * time.Hour // for a camera without ONVIF to be tried again
+	onvifBackoff      = time.Minute    // after it was not reached; then it doubles
+	onvifBackoffLimit = time.Hour
 )
 
 // KeyframeMemory is what is known of how cameras are asked for keyframes. It
@@ -153,7 +153,7 @@ func (d *device) note(now time.Time, err error) {
 	case errors.Is(err, onvif.ErrUnsupported):
 		*d = device{until: now.Add(onvifForget)}
 	default:
-		wait := double(onvifBackoffMin, d.failures, onvifBackoffMax)
+		wait := double(onvifBackoff, d.failures, onvifBackoffLimit)
 		d.failures++
 		d.until = now.Add(between(wait*3/4, wait))
 	}

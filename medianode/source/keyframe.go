@@ -333,11 +333,13 @@ func (k *keyframes) newClient() (*onvif.Client, error) {
 	s := k.source
 	client, err := onvif.New(onvif.Config{
 		Log: s.log, DeviceURL: k.device.url, StreamURL: pulled, Credentials: s.cfg.Credentials,
-		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return s.dial(ctx, network, address)
-		},
+		Dial: s.dialAllowed,
 		DialTLS: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return s.dialTLS(ctx, network, address)
+			conn, err := s.dialAllowed(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return s.secure(ctx, conn, address)
 		},
 	})
 	if err != nil {

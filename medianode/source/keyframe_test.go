@@ -314,12 +314,12 @@ func TestMemoryOfDevices(t *testing.T) {
 	for range 10 {
 		m.note(key, now, wrap(onvif.ErrUnavailable))
 		next := m.device(key).until.Sub(now)
-		if next < wait*3/4 || next > onvifBackoffMax || m.possible(key, now) || !m.possibleAtAll(key, now) {
+		if next < wait*3/4 || next > onvifBackoffLimit || m.possible(key, now) || !m.possibleAtAll(key, now) {
 			t.Errorf("after %v a camera that is not reached is asked in %v", wait, next)
 		}
 		wait = next
 	}
-	if wait < onvifBackoffMax*3/4 {
+	if wait < onvifBackoffLimit*3/4 {
 		t.Errorf("the longest wait is %v", wait)
 	}
 	m.note(key, now, errors.Join(onvif.ErrRefused))
