@@ -133,6 +133,9 @@ func (c *Client) post(ctx context.Context, to *url.URL, action, text, authorizat
 	// The action is a parameter of the media type (RFC 3902 §5).
 	req.Header.Set("Content-Type", `application/soap+xml; charset=utf-8; action="`+action+`"`)
 	req.Header.Set("User-Agent", "Fanlight")
+	// All operations may be done twice. Not sent: it has http.Transport try again when
+	// the camera closes the connection that was kept just as it is used.
+	req.Header["Idempotency-Key"] = []string{}
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}

@@ -1,6 +1,7 @@
 package onvif
 
 import (
+	"bufio"
 	"context"
 	"encoding/xml"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -308,6 +310,44 @@ func TestSlow(t *testing.T) {
 		t.Error("a dialler that is stuck gives an answer")
 	}
 	stuck.Close()
+}
+
+// A camera that closes the connection that is kept when it is used again is asked
+// on another.
+func TestKeptConnectionCloses(t *testing.T) {
+	cam := onviftest.Run(t, onviftest.Config{Profiles: two()})
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer lis.Close()
+	wg.Go(func() {
+		for {
+			conn, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			in := bufio.NewReader(conn)
+			if req, err := http.ReadRequest(in); err == nil {
+				w := httptest.NewRecorder()
+				cam.Handler().ServeHTTP(w, req)
+				res := w.Result()
+				res.ContentLength = int64(w.Body.Len())
+				_ = res.Write(conn)
+				_, _ = in.ReadByte() // of the next request
+			}
+			_ = conn.Close()
+		}
+	})
+	client := newClient(t, Config{DeviceURL: "http://" + lis.Addr().String()})
+	for range 2 {
+		if err := client.RequestKeyframe(t.Context(), Picture{}); err != nil {
+			t.Error(err)
+		}
+	}
+	client.http.CloseIdleConnections()
 }
 
 // Every address goes through the dialler, and nowhere but to the device's host.

@@ -24,6 +24,7 @@ const (
 	pliPatience = 300 * time.Millisecond
 	patience    = 1500 * time.Millisecond
 
+	onvifTimeout = 30 * time.Second      // for all that a keyframe over ONVIF takes
 	onvifSpacing = time.Second           // between two requests over ONVIF, at least
 	look         = 20 * time.Millisecond // how often it is looked whether a keyframe has come
 )
@@ -224,10 +225,12 @@ func (k *keyframes) serveONVIF(ctx context.Context, r *wish) {
 	if !k.current(r) || ctx.Err() != nil {
 		return
 	}
+	limited, cancel := context.WithTimeout(ctx, onvifTimeout)
+	defer cancel()
 	client, err := k.newClient()
 	picture := k.picture()
 	if err == nil {
-		err = client.Find(ctx, picture)
+		err = client.Find(limited, picture)
 	}
 	if stats, came := k.await(ctx, r, time.Time{}); err == nil && came {
 		k.judge(r, r.at, stats, fleet.KeyframeRequestRTCP)
@@ -236,7 +239,7 @@ func (k *keyframes) serveONVIF(ctx context.Context, r *wish) {
 	sent := time.Now()
 	if err == nil {
 		k.spaced = sent.Add(onvifSpacing)
-		err = client.RequestKeyframe(ctx, picture)
+		err = client.RequestKeyframe(limited, picture)
 	}
 	if ctx.Err() != nil {
 		return

@@ -1,8 +1,12 @@
 package source
 
 import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -201,6 +205,76 @@ func TestKeyframeNetworks(t *testing.T) {
 			}
 			eventually(t, "a failure", func() bool { return r.source.Counters().Keyframes.Failed > 0 })
 		})
+	}
+}
+
+// Credentials that are refused over ONVIF are not tried again, by no source of the
+// camera's: the third of three wrong passwords locks many an account.
+func TestKeyframeRefused(t *testing.T) {
+	t.Parallel()
+	sim, _ := runSim(t, simcam.Config{KeyframeInterval: 10 * time.Second, IgnorePLI: true})
+	cam := onviftest.Run(t, onviftest.Config{Username: "admin", Password: "right", Profiles: []onviftest.Profile{{Token: "this"}}})
+	var memory KeyframeMemory
+	for range 2 {
+		r := pull(t, Config{
+			Profile: fleet.Profile{URL: sim.URL("cam"), Transport: fleet.TransportTCP}, ONVIFURL: cam.URL(),
+			Credentials: fleet.Credentials{Username: "admin", Password: "wrong"}, Keyframes: &memory,
+		})
+		r.waitLive(t, 0)
+		sim.Keyframe("cam")
+		r.waitPicture(t, 1)
+		sub := r.stream.Subscribe(stream.SubscribeOptions{})
+		asked := sim.KeyframeRequests("cam")
+		eventually(t, "requests by RTCP", func() bool {
+			sub.RequestKeyframe()
+			return sim.KeyframeRequests("cam") > asked+1
+		})
+		eventually(t, "the refusal", func() bool { return !memory.possible(r.source.keys.device, time.Now()) })
+		sub.Close()
+		r.stop()
+	}
+	if n := cam.Calls("GetProfiles"); n != 1 {
+		t.Errorf("%d requests with a wrong password, want 1", n)
+	}
+	if c := memory.Counters(); c.Failed != 1 || c.RTCP < 2 {
+		t.Errorf("counters %+v", c)
+	}
+}
+
+// Over https the certificate must be valid, or the pinned one.
+func TestKeyframeTLS(t *testing.T) {
+	t.Parallel()
+	cam := onviftest.Run(t, onviftest.Config{Profiles: []onviftest.Profile{{Token: "this"}}})
+	server := httptest.NewUnstartedServer(cam.Handler())
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0) // of handshakes that are to fail
+	server.StartTLS()
+	defer server.Close()
+	sum := sha256.Sum256(server.Certificate().Raw)
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+	for _, tt := range []struct {
+		name        string
+		fingerprint string
+		roots       *x509.CertPool
+		works       bool
+	}{
+		{"valid", "", roots, true},
+		{"not known", "", nil, false},
+		{"pinned", hex.EncodeToString(sum[:]), nil, true},
+		{"another pinned", strings.Repeat("0", 64), roots, false},
+	} {
+		s := New(Config{
+			Profile: fleet.Profile{URL: "rtsp://127.0.0.1/", TLSFingerprint: tt.fingerprint}, RootCAs: tt.roots,
+			ONVIFURL: server.URL, Stream: stream.New(stream.Config{}),
+		})
+		client, err := s.keys.newClient()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := client.Find(t.Context(), onvif.Picture{}); (err == nil) != tt.works || err != nil && !errors.Is(err, onvif.ErrUnavailable) {
+			t.Errorf("%s: got %v", tt.name, err)
+		}
+		client.Close()
 	}
 }
 
