@@ -60,7 +60,7 @@ func (c *Client) authorized(ctx context.Context, to *url.URL, action, operation 
 // camera has asked for it. A camera gets one of them at a time: the two together
 // would both have to be right (ONVIF Core Specification §5.9.4).
 func (c *Client) signed(ctx context.Context, to *url.URL, action, operation string) (*body, error) {
-	for range 2 {
+	for range 3 { // a token, an answer to the challenge, one to another because that was stale
 		header, authorization, err := c.sign(to)
 		if err != nil {
 			return nil, err

@@ -193,6 +193,46 @@ func TestChanges(t *testing.T) {
 	request("first, by digest")
 	cam.Expire()
 	request("challenge spent")
+
+	// One that is spent before it was ever taken says so itself.
+	var late *onviftest.Camera
+	var once sync.Once
+	late = onviftest.Run(t, onviftest.Config{
+		Username: secret.Username, Password: secret.Password, Auth: onviftest.AuthDigest, Profiles: profiles,
+		Override: func(_ http.ResponseWriter, r *http.Request, _ string) bool {
+			if r.Header.Get("Authorization") != "" {
+				once.Do(late.Expire)
+			}
+			return false
+		},
+	})
+	client = newClient(t, Config{DeviceURL: late.URL(), Credentials: secret})
+	request("challenge spent at once")
+}
+
+// An answer that is too large is not read to its end.
+func TestHuge(t *testing.T) {
+	written := make(chan int, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, envelope("", "<GetSystemDateAndTimeResponse/>"))
+		n := 0
+		for chunk := strings.Repeat(" ", 64<<10); n < 64<<20; {
+			m, err := io.WriteString(w, chunk)
+			if n += m; err != nil {
+				break
+			}
+		}
+		written <- n
+	}))
+	defer server.Close()
+	client := newClient(t, Config{DeviceURL: server.URL})
+	_, err := client.open(t.Context(), client.device, deviceNamespace+"/GetSystemDateAndTime", getSystemDateAndTime)
+	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("got %v", err)
+	}
+	if n := <-written; n >= 64<<20 {
+		t.Errorf("all of %d bytes were taken", n)
+	}
 }
 
 // Credentials that are refused are tried once for each way of giving them.
