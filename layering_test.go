@@ -57,7 +57,9 @@ var layers = []layer{
 	// The media node: source → stream ← session → transport → udp.
 	{path: "medianode", may: []string{"medianode/...", "proto/...", "internal/fleet", "internal/metrics", "internal/rpc", "internal/service"}, tests: testParts},
 	{path: "medianode/stream", may: []string{"internal/fleet"}},
-	{path: "medianode/source", may: []string{"medianode/stream", "internal/fleet"}, tests: testParts},
+	{path: "medianode/source", may: []string{"medianode/stream", "medianode/onvif", "internal/fleet"}, tests: append([]string{"medianode/onvif/onviftest"}, testParts...)},
+	{path: "medianode/onvif", may: []string{"internal/fleet"}, tests: []string{"medianode/onvif/onviftest"}},
+	{path: "medianode/onvif/onviftest"},
 	{path: "medianode/session", may: []string{"medianode/stream", "medianode/transport", "medianode/udp", "internal/fleet"}, tests: testParts},
 	{path: "medianode/transport", may: []string{"medianode/udp"}, tests: testParts},
 	{path: "medianode/udp"},
@@ -99,6 +101,8 @@ var owners = []owner{
 	{module: "github.com/chromedp", by: []string{"e2e"}},
 	{module: "github.com/spf13/cobra", by: []string{"cmd/..."}},
 	{module: "github.com/spf13/pflag", by: []string{"cmd/...", "internal/service"}},
+
+	{module: "github.com/icholy/digest", by: []string{"medianode/onvif"}}, // HTTP Digest
 
 	// gRPC stays out of the packages that carry media and out of pure ones.
 	{module: "google.golang.org/grpc", by: []string{"cmd/...", "controlplane", "medianode", "signaling", "signaling/route", "proto/...", "internal/rpc", "internal/service", "internal/fleettest", "bench/..."}, tests: []string{"e2e"}},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fanlight/internal/fleet"
+	"fanlight/medianode/source"
 	"fanlight/medianode/stream"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 )
@@ -25,7 +26,8 @@ type camera struct {
 	done   chan struct{}      // closed when run has returned
 	wake   chan struct{}      // holds a token while run has something to look at
 
-	failures failures // of its sources
+	failures  failures              // of its sources
+	keyframes source.KeyframeMemory // of its sources
 
 	mu           sync.Mutex // guards the rest
 	desired      desired

@@ -156,7 +156,7 @@ func (c *camera) pull(ctx context.Context, f *feed, desired fleet.Camera, profil
 			c.failures.note(s)
 			c.saw(f, s, true)
 		},
-		Networks: c.node.cfg.CameraNetworks, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
+		Networks: c.node.cfg.CameraNetworks, ONVIFURL: desired.ONVIFURL, Keyframes: &c.keyframes, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
 	})
 	go func() {
 		defer close(p.done)

@@ -44,7 +44,7 @@ type cameraMetrics struct {
 	up, state, info, viewers                *metrics.Sampled
 	bytes, packets, missing, frames         *metrics.Sampled
 	discarded, dropped, failures, keyframes *metrics.Sampled
-	bitrate, fps, interval                  *metrics.Sampled
+	bitrate, fps, interval, asked           *metrics.Sampled
 }
 
 // loadMetrics are what the node has and may have.
@@ -130,6 +130,7 @@ func newCameraMetrics(s *metrics.Set) cameraMetrics {
 		discarded: s.Sampled(metrics.KindCounter, "fanlight_camera_packets_discarded_total", "Packets from the camera that could not be used; by reason in fanlight_node_packets_discarded_total.", camera),
 		dropped:   s.Sampled(metrics.KindCounter, "fanlight_camera_viewer_packets_dropped_total", "Packets that a viewer of the camera was not sent, because it was too slow or had to wait for a keyframe, once for each viewer.", camera),
 		failures:  s.Sampled(metrics.KindCounter, "fanlight_camera_failures_total", "Attempts to pull the camera that failed, and losses of a live camera, by the reason of docs/errors.md in lower case. Each is followed by another attempt.", camera, "reason"),
+		asked:     s.Sampled(metrics.KindCounter, "fanlight_camera_keyframe_requests_total", "Times that the camera was asked for a keyframe, by how: rtcp (PLI), onvif (SetSynchronizationPoint, accepted), failed (an attempt of either that failed).", camera, "by"),
 		bitrate:   s.Sampled(metrics.KindGauge, "fanlight_camera_ingress_bytes_per_second", "Bytes from the camera in the last second.", camera),
 		fps:       s.Sampled(metrics.KindGauge, "fanlight_camera_frames_per_second", "Pictures from the camera in the last second.", camera),
 		interval:  s.Sampled(metrics.KindGauge, "fanlight_camera_keyframe_interval_seconds", "Time between the camera's last two keyframes; 0: there have not been two. A viewer that can begin with none waits for the next.", camera),
@@ -300,6 +301,10 @@ func (m *nodeMetrics) sampleCamera(k metrics.Sink, c *camera) {
 	k.Put(cm.bitrate, float64(stats.BitrateBPS)/8, id)
 	k.Put(cm.fps, stats.FramesPerSecond, id)
 	k.Put(cm.interval, stats.KeyframeInterval.Seconds(), id)
+	asks := c.keyframes.Counters()
+	k.Put(cm.asked, float64(asks.RTCP), id, "rtcp")
+	k.Put(cm.asked, float64(asks.ONVIF), id, "onvif")
+	k.Put(cm.asked, float64(asks.Failed), id, "failed")
 	c.failures.each(func(reason string, n int) { k.Put(cm.failures, float64(n), id, reason) })
 	m.sampleInfo(k, id, status, stats)
 }

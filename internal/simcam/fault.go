@@ -82,6 +82,19 @@ func (s *Server) Peak(camera string) int {
 	return s.status(camera).Peak
 }
 
+// Keyframe has a camera skip to the next keyframe of the clip, as one does that is
+// asked over ONVIF. It tells whether there is such a camera.
+func (s *Server) Keyframe(camera string) bool {
+	cam, ok := s.camera(camera)
+	if !ok {
+		return false
+	}
+	cam.mu.Lock()
+	defer cam.mu.Unlock()
+	cam.keyframeWanted = true
+	return true
+}
+
 // KeyframeRequests returns how many picture loss indications (RTCP PLI) a camera
 // has got, ever.
 func (s *Server) KeyframeRequests(camera string) int {

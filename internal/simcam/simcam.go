@@ -74,6 +74,7 @@ type Config struct {
 	// more than 1 s, the picture starts over at each keyframe.
 	KeyframeInterval  time.Duration
 	OmitParameterSets bool // the SDP has neither SPS nor PPS; they are in-band only
+	IgnorePLI         bool // picture loss indications have no effect
 	Audio             bool // a second track: PCMA, a tone of 1 kHz
 
 	// Bitrate in bits a second is what the video has at least: pictures are filled

@@ -18,6 +18,7 @@ packages=("$@")
   gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly
   gstreamer1.0-x # timeoverlay
   vlc-bin vlc-plugin-base
+  libxml2-utils # xmllint: ONVIF requests against their schema
   util-linux # setpriv, unshare
   iproute2 iptables ethtool # hosts that are cut off, packets that are lost
   mount e2fsprogs # disks that are full, or stand still

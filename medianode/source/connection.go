@@ -247,7 +247,8 @@ func (c *connection) open() error {
 	}
 	s.counters.plays.Add(1)
 	s.backoff.admitted() // only now: some cameras ask for the password at SETUP or PLAY
-	c.writer.OnKeyframeRequest(func() { c.guard(func() { c.requestKeyframe(tracks[0].media) }) })
+	s.keys.connected(c.url, func() { c.guard(func() { c.requestKeyframe(tracks[0].media) }) })
+	c.writer.OnKeyframeRequest(s.keys.ask)
 	return nil
 }
 
@@ -331,8 +332,11 @@ func (c *connection) onVideo(p *rtp.Packet) {
 func (c *connection) requestKeyframe(media *description.Media) {
 	pli := &rtcp.PictureLossIndication{SenderSSRC: rand.Uint32(), MediaSSRC: c.videoSSRC.Load()}
 	if err := c.client.WritePacketRTCP(media, pli); err != nil {
+		c.source.countKeyframe(askFailed)
 		c.source.log.Debug("keyframe not requested", "error", err)
+		return
 	}
+	c.source.countKeyframe(askedRTCP)
 }
 
 // watch waits for the connection's end and returns why it ended.
@@ -372,6 +376,10 @@ func (c *connection) watch(ctx context.Context, ended <-chan error) *failure {
 			if !live.IsZero() {
 				s.setStatus(s.status)
 			}
+		case <-s.keys.changed:
+			if !live.IsZero() {
+				s.setStatus(s.status)
+			}
 		case <-tick.C:
 			since := max(playing, time.Duration(c.lastVideo.Load()))
 			if time.Since(c.start)-since > wait {
@@ -383,6 +391,7 @@ func (c *connection) watch(ctx context.Context, ended <-chan error) *failure {
 
 // closeWriter ends the connection's part in the stream, after the client's end.
 func (c *connection) closeWriter() {
+	c.source.keys.disconnected()
 	if c.writer != nil {
 		c.writer.Close()
 	}

@@ -17,9 +17,19 @@ import (
 	"fanlight/internal/fleet"
 )
 
-// dial opens a TCP connection to a host and port: it resolves the name once and
-// dials the addresses that are allowed, in the resolver's order.
+// dial is dialAllowed for RTSP.
 func (s *Source) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := s.dialAllowed(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	s.counters.connects.Add(1)
+	return conn, nil
+}
+
+// dialAllowed opens a TCP connection to a host and port: it resolves the name once
+// and dials the addresses that are allowed, in the resolver's order.
+func (s *Source) dialAllowed(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, failed(fleet.ReasonProtocolError, "the URL's host and port cannot be used")
@@ -38,7 +48,6 @@ func (s *Source) dial(ctx context.Context, network, address string) (net.Conn, e
 		dialer := net.Dialer{Timeout: share}
 		conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(addr.String(), port))
 		if err == nil {
-			s.counters.connects.Add(1)
 			return conn, nil
 		}
 		last = err
@@ -89,6 +98,11 @@ func (s *Source) dialTLS(ctx context.Context, network, address string) (net.Conn
 	if err != nil {
 		return nil, err
 	}
+	return s.secure(ctx, conn, address)
+}
+
+// secure does the TLS handshake on a connection, or closes it.
+func (s *Source) secure(ctx context.Context, conn net.Conn, address string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())

@@ -4,9 +4,9 @@
 // A [Source] connects, asks what there is (DESCRIBE), sets up the first video
 // track that a stream can carry and the first such audio track, and plays them.
 // RTP packets go into the stream as they come, with the NTP time of RTCP sender
-// reports; a keyframe that the stream wants goes to the camera as a picture loss
-// indication (RTCP PLI). There is one RTSP session, whatever the number of
-// viewers.
+// reports; a keyframe that the stream wants is asked for by a picture loss
+// indication (RTCP PLI), or over ONVIF where that has no effect. There is one RTSP
+// session, whatever the number of viewers.
 //
 // When anything fails it says why, as a fleet.Reason and a sentence that tells
 // what to change, and tries again: after connections that were refused or lost,
@@ -65,6 +65,14 @@ type Config struct {
 
 	Networks []netip.Prefix // where cameras may be; none: anywhere
 
+	// ONVIFURL is the camera's ONVIF device service, without credentials. Empty:
+	// http://HOST/onvif/device_service, with the host of the profile's URL;
+	// fleet.ONVIFNone: ONVIF is not used.
+	ONVIFURL string
+	// Keyframes is what is learnt of how the camera is asked for keyframes, to be
+	// kept for as long as there is the camera; nil: for as long as the source.
+	Keyframes *KeyframeMemory
+
 	// TCPFirst has TCP tried before UDP where the profile's transport is
 	// automatic, until one of them has worked here: elsewhere it was TCP that did.
 	TCPFirst bool
@@ -109,6 +117,7 @@ type Source struct {
 	tcpFirst     map[string]bool // by host and port: media came over TCP last time
 	audioRefused bool            // the camera refused to set its audio up; it is not asked again
 
+	keys     *keyframes
 	counters counters
 
 	onVideo func() // in tests: called for each packet of video, in gortsplib's goroutine
@@ -116,6 +125,7 @@ type Source struct {
 
 type counters struct {
 	connects, plays, lost, malformed, panics atomic.Int64
+	keyframes                                askCounters
 }
 
 // Counters are what a source has counted since it was made.
@@ -124,7 +134,9 @@ type Counters struct {
 	Plays       int64 // PLAY requests that the camera accepted
 	PacketsLost int64 // RTP, by their sequence numbers
 	Malformed   int64 // RTP and RTCP packets that could not be read, or were of no track
-	Panics      int64 // that were recovered while a packet was handled; each ended its connection
+	Panics      int64 // that were recovered while something of the camera's was handled
+
+	Keyframes KeyframeCounters
 }
 
 // Counters returns what was counted. It may be called from any goroutine.
@@ -135,6 +147,8 @@ func (s *Source) Counters() Counters {
 		PacketsLost: s.counters.lost.Load(),
 		Malformed:   s.counters.malformed.Load(),
 		Panics:      s.counters.panics.Load(),
+
+		Keyframes: s.counters.keyframes.load(),
 	}
 }
 
@@ -150,19 +164,26 @@ func New(cfg Config) *Source {
 		cfg.Resolver = net.DefaultResolver
 	}
 	cfg.Timeouts = cfg.Timeouts.withDefaults()
-	return &Source{
+	s := &Source{
 		log:      cfg.Log.With("camera", string(cfg.Camera), "profile", cfg.Profile.ID),
 		cfg:      cfg,
 		profile:  fleet.ProfileStatus{ID: cfg.Profile.ID},
 		backoff:  backoff{retry: cfg.Retry.withDefaults()},
 		tcpFirst: make(map[string]bool),
 	}
+	s.keys = newKeyframes(s)
+	return s
 }
 
 // Run pulls the camera until ctx ends, and returns nil when everything it
 // started has ended. It can be called once. Whatever the camera does, it tries
 // again.
 func (s *Source) Run(ctx context.Context) error {
+	keys, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.keys.run(keys) })
+	defer wg.Wait()
+	defer cancel()
 	s.setStatus(fleet.CameraStatus{State: fleet.CameraConnecting, Reason: fleet.ReasonStarting})
 	for {
 		f := s.pullOnce(ctx)
@@ -277,6 +298,7 @@ func (s *Source) setStatus(status fleet.CameraStatus) {
 	profile := s.profile
 	profile.Tracks = append([]fleet.TrackStatus(nil), s.profile.Tracks...)
 	profile.PacketsLost = s.counters.lost.Load()
+	profile.KeyframeRequest = s.keys.way()
 	status.Profiles = []fleet.ProfileStatus{profile}
 	s.status = status
 	s.cfg.Stream.Board().SetStatus(status)

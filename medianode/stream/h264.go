@@ -265,6 +265,7 @@ func (h *h264) beginKeyframe(first bool) {
 	out.keyframe = true
 	h.in.stream.keys.begun()
 	m.keyframes++
+	m.lastKeyframe = out.line.at
 	ts := out.line.out
 	if h.keyed {
 		if d := out.line.duration(ts - h.high); d > 0 {

@@ -30,6 +30,7 @@ type Stats struct {
 
 	Width, Height    int           // of the picture in pixels; 0: unknown
 	KeyframeInterval time.Duration // between the last two keyframes; 0: unknown
+	LastKeyframe     time.Time     // when the last keyframe began to arrive; zero: there has been none
 	BFrames          fleet.BFrames // as Stream.BFrames
 }
 
@@ -72,6 +73,8 @@ func (d *Discards) add(o Discards) {
 	d.ParameterSets += o.ParameterSets
 	d.Supplements += o.Supplements
 	d.UnsupportedFormat += o.UnsupportedFormat
+	d.BFrames += o.BFrames
+	d.Damaged += o.Damaged
 }
 
 // Drops are packets that viewers were not sent, one for each viewer and packet.
@@ -97,7 +100,7 @@ func (s *Stream) Stats() Stats {
 		Packets: m.packets, Bytes: m.bytes, Frames: m.frames, Keyframes: m.keyframes, Undecodable: m.undecodable,
 		PacketsLost: m.lost, ConnectionPacketsLost: m.connectionLost,
 		Discards: m.discards, Drops: m.drops, Subscriptions: len(s.subs),
-		Width: m.width, Height: m.height, KeyframeInterval: m.keyframeInterval, BFrames: s.bFrames,
+		Width: m.width, Height: m.height, KeyframeInterval: m.keyframeInterval, LastKeyframe: m.lastKeyframe, BFrames: s.bFrames,
 	}
 	sum, second := m.lastSecond(now)
 	st.BitrateBPS = int64(float64(sum.bytes*8) / second)
@@ -122,6 +125,7 @@ type meter struct {
 	drops                  Drops
 	width, height          int
 	keyframeInterval       time.Duration
+	lastKeyframe           time.Time
 	recent                 [slots]slot
 	first                  int64 // index of the slot of the connection's first packet; 0: none yet
 }

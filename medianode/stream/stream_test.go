@@ -255,6 +255,7 @@ func TestStats(t *testing.T) {
 	c := newClock()
 	s := New(Config{Clock: c.time})
 	cam := publish(t, s, Track{Kind: Video, Codec: "H264", ClockRate: 90_000, ParameterSets: [][]byte{sps, pps}})
+	start := c.now
 	for i := range 50 { // 2 s of 25 frames, a keyframe a second, 2 packets of 112 bytes each
 		nal := inter(100)
 		if i%25 == 0 {
@@ -270,7 +271,7 @@ func TestStats(t *testing.T) {
 	got := s.Stats()
 	want := Stats{
 		Packets: 101, Bytes: 100*112 + 22, Frames: 51, Keyframes: 2, PacketsLost: 5, ConnectionPacketsLost: 5, Discards: Discards{Damaged: 1},
-		BitrateBPS: 50 * 112 * 8, PacketsPerSecond: 50, FramesPerSecond: 25, Width: 640, Height: 360, KeyframeInterval: time.Second,
+		BitrateBPS: 50 * 112 * 8, PacketsPerSecond: 50, FramesPerSecond: 25, Width: 640, Height: 360, KeyframeInterval: time.Second, LastKeyframe: start.Add(time.Second),
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("stats (-want +got):\n%s", diff)
