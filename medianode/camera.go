@@ -181,13 +181,14 @@ func (c *camera) move() (generation int64, p part) {
 // pulling is a source that runs.
 type pulling struct {
 	desired fleet.Camera
+	source  *source.Source
 	cancel  context.CancelFunc
 	done    chan struct{}
 }
 
 // samePull tells whether two cameras are pulled in the same way.
 func samePull(a, b fleet.Camera) bool {
-	return a.Credentials == b.Credentials && reflect.DeepEqual(a.Profiles[0], b.Profiles[0])
+	return a.Credentials == b.Credentials && a.MaxSessions == b.MaxSessions && reflect.DeepEqual(a.Profiles[0], b.Profiles[0])
 }
 
 // run pulls the camera as desired until ctx ends. It begins when the camera of
@@ -219,6 +220,9 @@ func (c *camera) run(ctx context.Context, before *camera) {
 			current = c.pull(ctx, now.desired)
 		case !now.pull:
 			c.idle()
+		case now.desired.Retry > current.desired.Retry:
+			current.desired.Retry = now.desired.Retry
+			current.source.Retry()
 		}
 		var changes <-chan time.Time
 		if now.wait > 0 {
@@ -241,7 +245,9 @@ func (c *camera) pull(ctx context.Context, desired fleet.Camera) *pulling {
 		Log: c.node.log, Camera: c.id, Profile: desired.Profiles[0], Credentials: desired.Credentials,
 		Stream: c.stream, OnStatus: func(s fleet.CameraStatus) { c.failures.note(s); c.node.changes.add(c.id) },
 		Networks: c.node.cfg.CameraNetworks, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
+		Hosts: c.node.hosts, MaxSessions: desired.MaxSessions,
 	})
+	p.source = src
 	go func() {
 		defer close(p.done)
 		if err := src.Run(ctx); err != nil {
