@@ -188,7 +188,8 @@ type pulling struct {
 
 // samePull tells whether two cameras are pulled in the same way.
 func samePull(a, b fleet.Camera) bool {
-	return a.Credentials == b.Credentials && a.MaxSessions == b.MaxSessions && reflect.DeepEqual(a.Profiles[0], b.Profiles[0])
+	return a.Credentials == b.Credentials && reflect.DeepEqual(a.Profiles[0], b.Profiles[0]) &&
+		((a.MaxSessions == 1) == (b.MaxSessions == 1) || len(a.Profiles[0].FallbackURLs) == 0)
 }
 
 // run pulls the camera as desired until ctx ends. It begins when the camera of
@@ -243,7 +244,7 @@ func (c *camera) pull(ctx context.Context, desired fleet.Camera) *pulling {
 	p := &pulling{desired: desired, cancel: cancel, done: make(chan struct{})}
 	src := source.New(source.Config{
 		Log: c.node.log, Camera: c.id, Profile: desired.Profiles[0], Credentials: desired.Credentials,
-		Stream: c.stream, OnStatus: func(s fleet.CameraStatus) { c.failures.note(s); c.node.changes.add(c.id) },
+		Stream: c.stream, OnStatus: func(fleet.CameraStatus) { c.node.changes.add(c.id) }, OnFailure: c.failures.note,
 		Networks: c.node.cfg.CameraNetworks, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
 		Hosts: c.node.hosts, MaxSessions: desired.MaxSessions,
 	})

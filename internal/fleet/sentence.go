@@ -27,6 +27,7 @@ var reasonText = map[Reason]string{
 	ReasonCodecUnsupported:     "the camera's video codec is not supported",
 	ReasonNoMedia:              "the camera is connected and sends no picture",
 	ReasonConnectionClosed:     "the camera closed the connection",
+	ReasonBFrames:              "the camera sends B-frames, which browsers cannot play",
 	ReasonNetworkForbidden:     "the camera's address is not one that may be connected",
 	"camera_deleted":           "the camera was deleted",
 	"moving":                   "the camera is moving to another media node",

@@ -66,6 +66,10 @@ type Config struct {
 	// measured are the caller's to fill in.
 	OnStatus func(fleet.CameraStatus)
 
+	// OnFailure is called from Run's goroutine when an attempt has failed, or the
+	// connection of a live camera, with the reason that the status gives.
+	OnFailure func(fleet.Reason)
+
 	Networks []netip.Prefix // where cameras may be; none: anywhere
 
 	// TCPFirst has TCP tried before UDP where the profile's transport is
@@ -157,6 +161,9 @@ func New(cfg Config) *Source {
 	if cfg.OnStatus == nil {
 		cfg.OnStatus = func(fleet.CameraStatus) {}
 	}
+	if cfg.OnFailure == nil {
+		cfg.OnFailure = func(fleet.Reason) {}
+	}
 	if cfg.Resolver == nil {
 		cfg.Resolver = net.DefaultResolver
 	}
@@ -217,6 +224,7 @@ func (s *Source) Run(ctx context.Context) error {
 		}
 		s.profile.Transport, s.profile.URLIndex = fleet.TransportAuto, 0 // none
 		s.setStatus(status)
+		s.cfg.OnFailure(said.reason)
 		if !s.pause(ctx, delay, tried != nil) {
 			return nil
 		}
