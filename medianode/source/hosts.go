@@ -31,10 +31,13 @@ type Hosts struct {
 	swept time.Time // when those that have a full bucket were dropped
 }
 
+// DefaultConnects is HostLimit.PerSecond if that is 0.
+const DefaultConnects = 10
+
 // HostLimit is what Hosts allows for each host. The zero values are the defaults.
 type HostLimit struct {
 	PerSecond float64 // attempts to connect, in the long run; 0: 10; below 0: no limit
-	Burst     int     // attempts that are let through at once, after a pause; 0: 20
+	Burst     int     // attempts that are let through at once, after a pause; 0: twice as many as the default of PerSecond
 }
 
 // sweepEvery is how often hosts that nobody connects to are forgotten.
@@ -47,10 +50,10 @@ func NewHosts(limit HostLimit) *Hosts {
 	case limit.PerSecond < 0:
 		h.perSecond = rate.Inf
 	case limit.PerSecond == 0:
-		h.perSecond = 10
+		h.perSecond = DefaultConnects
 	}
 	if h.burst <= 0 {
-		h.burst = 20
+		h.burst = 2 * DefaultConnects
 	}
 	return h
 }
