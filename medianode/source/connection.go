@@ -65,6 +65,9 @@ type connection struct {
 	wg      sync.WaitGroup
 	closing chan struct{} // closed by close
 	ended   chan error    // gets why the client has ended; one
+	gone    chan struct{} // closed when it has
+
+	cancel context.CancelFunc // of the connection's context, called by close; nil: it has none of its own
 }
 
 // newConnection makes a connection that has not been used yet: it resolves the
@@ -82,7 +85,7 @@ func (s *Source) newConnection(ctx context.Context, to target, waiting func(time
 	c := &connection{
 		source: s, target: to, addrs: addrs, start: time.Now(),
 		first: make(chan struct{}), size: make(chan [2]int, 1), broken: make(chan *failure, 1),
-		closing: make(chan struct{}), ended: make(chan error, 1),
+		closing: make(chan struct{}), ended: make(chan error, 1), gone: make(chan struct{}),
 	}
 	c.client = c.newClient()
 	if err := c.client.Start(); err != nil {
@@ -95,7 +98,10 @@ func (s *Source) newConnection(ctx context.Context, to target, waiting func(time
 		}
 		c.client.Close()
 	})
-	c.wg.Go(func() { c.ended <- c.client.Wait() })
+	c.wg.Go(func() {
+		c.ended <- c.client.Wait()
+		close(c.gone)
+	})
 	return c, nil
 }
 
@@ -103,6 +109,9 @@ func (s *Source) newConnection(ctx context.Context, to target, waiting func(time
 func (c *connection) close() {
 	close(c.closing)
 	c.wg.Wait()
+	if c.cancel != nil {
+		c.cancel()
+	}
 	if w := c.writer.Load(); w != nil {
 		w.Close()
 	}

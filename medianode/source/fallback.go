@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/bluenviron/gortsplib/v5/pkg/base"
+
 	"fanlight/internal/fleet"
 )
 
@@ -210,13 +212,41 @@ func (s *Source) probeOnce(ctx context.Context, to target) *failure {
 
 // goBack makes a connection to an earlier URL while the one in use goes on, and
 // waits for its first packet of video, with which the stream is its. nil: there
-// is none.
-func (s *Source) goBack(ctx context.Context, index int) *connection {
+// is none. It gives up when the one in use ends.
+func (s *Source) goBack(ctx context.Context, inUse *connection, index int) *connection {
 	u, f := s.parseURL(index)
 	if f != nil {
 		return nil
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	over := make(chan struct{})
+	wg.Go(func() {
+		select {
+		case <-inUse.gone:
+			cancel()
+		case <-over:
+		}
+	})
+	c, f := s.connectEarlier(ctx, u, index)
+	close(over)
+	wg.Wait()
+	if f == nil {
+		c.cancel = cancel
+		return c
+	}
+	cancel()
+	if f.reason == fleet.ReasonAuthenticationFailed {
+		s.refuse(u, f)
+	}
+	s.log.Info("camera not back at an earlier URL", "url_index", index, "reason", string(f.reason), "message", f.message)
+	return nil
+}
+
+// connectEarlier makes the connection of goBack.
+func (s *Source) connectEarlier(ctx context.Context, u *base.URL, index int) (*connection, *failure) {
 	s.returns.begun(index, time.Now())
+	var f *failure
 	for _, t := range s.transports(u) {
 		var c *connection
 		f = follow(target{index, u, u, t}, func(to target) *failure {
@@ -232,16 +262,16 @@ func (s *Source) goBack(ctx context.Context, index int) *connection {
 			return nil
 		})
 		if f == nil {
-			return c
+			return c, nil
 		}
-		if ctx.Err() != nil || !f.otherTransport {
+		if ctx.Err() != nil { // nothing is known of the URL
+			s.returns = returns{}
+			return nil, f
+		}
+		if !f.otherTransport {
 			break
 		}
 	}
-	if f.reason == fleet.ReasonAuthenticationFailed {
-		s.refuse(u, f)
-	}
-	s.log.Info("camera not back at an earlier URL", "url_index", index, "reason", string(f.reason), "message", f.message)
 	s.returns.ended(index, time.Now(), s.backoff.retry)
-	return nil
+	return nil, f
 }

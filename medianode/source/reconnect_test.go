@@ -123,7 +123,9 @@ func TestReturnToFirstURL(t *testing.T) {
 func TestReturnWithOneSession(t *testing.T) {
 	sim, _ := runSim(t, simcam.Config{Cameras: []string{"main", "spare"}})
 	sim.SetFault("main", simcam.NotFound)
-	r := pull(t, Config{Retry: probing, MaxSessions: 1, Profile: fleet.Profile{
+	retry := probing
+	retry.Min = time.Second
+	r := pull(t, Config{Retry: retry, MaxSessions: 1, Profile: fleet.Profile{
 		URL: sim.URL("main"), FallbackURLs: []string{sim.URL("spare")}, Transport: fleet.TransportTCP,
 	}})
 	_, n := r.waitStatus(t, 0, "live on the fallback URL", liveOn(1))

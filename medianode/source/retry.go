@@ -34,8 +34,16 @@ func (r Retry) withDefaults() Retry {
 	for _, d := range []struct {
 		value *time.Duration
 		def   time.Duration
-	}{{&r.Min, time.Second}, {&r.Max, 30 * time.Second}, {&r.Hold, time.Minute}, {&r.Stable, 10 * time.Second},
-		{&r.Probe, 30 * time.Second}, {&r.ProbeMax, 5 * time.Minute}, {&r.Confirm, 5 * time.Second}, {&r.Settled, time.Minute}} {
+	}{
+		{&r.Min, time.Second},
+		{&r.Max, 30 * time.Second},
+		{&r.Hold, time.Minute},
+		{&r.Stable, 10 * time.Second},
+		{&r.Probe, 30 * time.Second},
+		{&r.ProbeMax, 5 * time.Minute},
+		{&r.Confirm, 5 * time.Second},
+		{&r.Settled, time.Minute},
+	} {
 		if *d.value <= 0 {
 			*d.value = d.def
 		}

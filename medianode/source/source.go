@@ -211,6 +211,10 @@ func (s *Source) Run(ctx context.Context) error {
 			return nil //nolint:nilerr // an end that was asked for is no error
 		}
 		if said.again {
+			// The camera is told of the end of a session, and not waited for.
+			if !s.pause(ctx, s.backoff.retry.Min/4, true) {
+				return nil
+			}
 			continue
 		}
 		status := fleet.CameraStatus{State: fleet.CameraFailed, Reason: said.reason, Message: said.message}

@@ -21,7 +21,7 @@ const authTries = 3
 // refusal is how often a host has refused the credentials in a row.
 type refusal struct {
 	count int
-	last  *failure
+	last  *failure // the one after which the host is given up; nil: it is not
 }
 
 // target is where a connection goes.
@@ -55,8 +55,10 @@ func (s *Source) pullOnce(ctx context.Context) (said, tried *failure) {
 			s.returns.ended(i, time.Now(), s.backoff.retry)
 			if f.reason == fleet.ReasonAuthenticationFailed {
 				refused[accountHost(u)] = true
-				f = s.refuse(u, f)
-				again = s.givenUp(u) == nil
+				s.refuse(u, f)
+				if last := s.givenUp(u); last != nil {
+					f, again = last, false
+				}
 			}
 		}
 		failures[i] = f
@@ -102,8 +104,8 @@ func (s *Source) order(now time.Time) []int {
 // recorder have the same accounts.
 func accountHost(u *base.URL) string { return strings.ToLower(u.Hostname()) }
 
-// refuse counts that a host refused the credentials, and returns what to say.
-func (s *Source) refuse(u *base.URL, f *failure) *failure {
+// refuse counts that a host refused the credentials.
+func (s *Source) refuse(u *base.URL, f *failure) {
 	r := s.refusals[accountHost(u)]
 	if r == nil {
 		r = &refusal{}
@@ -112,16 +114,14 @@ func (s *Source) refuse(u *base.URL, f *failure) *failure {
 	r.count++
 	if r.count == authTries {
 		last := *f
-		last.message += fmt.Sprintf("; refused %d times, it is not tried again, for cameras lock accounts: update the credentials, or use \"fanlight camera retry\"", authTries)
-		f = &last
+		last.message += fmt.Sprintf("; after %d refusals it is not tried again, for cameras lock accounts: update the credentials, or use \"fanlight camera retry\"", authTries)
+		r.last = &last
 	}
-	r.last = f
-	return f
 }
 
 // givenUp returns why the host of a URL is not tried any more; nil: it is.
 func (s *Source) givenUp(u *base.URL) *failure {
-	if r := s.refusals[accountHost(u)]; r != nil && r.count >= authTries {
+	if r := s.refusals[accountHost(u)]; r != nil {
 		return r.last
 	}
 	return nil

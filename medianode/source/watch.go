@@ -123,7 +123,7 @@ func (w *watching) goBack(ctx context.Context, index int) (*failure, *connection
 		s.returns.next = true
 		return f, nil
 	}
-	if next := s.goBack(ctx, index); next != nil {
+	if next := s.goBack(ctx, w.c, index); next != nil {
 		s.backoff.live(time.Since(w.live))
 		return nil, next
 	}
