@@ -34,6 +34,7 @@ type cache struct {
 	assignments map[fleet.CameraID]*store.Assignment
 	observed    map[fleet.CameraID]*store.Observed
 	nodes       map[fleet.NodeID]*store.Node
+	retries     map[fleet.CameraID]*store.Retry
 	drains      map[fleet.NodeID]*store.Drain
 	// byNode has the cameras that are assigned to a node, and those that it has
 	// not let go of yet.
@@ -59,6 +60,7 @@ func newCache(log *slog.Logger, st *store.Store) *cache {
 		assignments: make(map[fleet.CameraID]*store.Assignment),
 		observed:    make(map[fleet.CameraID]*store.Observed),
 		nodes:       make(map[fleet.NodeID]*store.Node),
+		retries:     make(map[fleet.CameraID]*store.Retry),
 		drains:      make(map[fleet.NodeID]*store.Drain),
 		byNode:      make(map[fleet.NodeID]map[fleet.CameraID]struct{}),
 		written:     make(map[fleet.NodeID]int64),
@@ -168,10 +170,10 @@ func (c *cache) replace(entries []store.Entry, revision int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	kept := struct {
-		cameras, assignments, observed map[fleet.CameraID]bool
-		nodes, drains                  map[fleet.NodeID]bool
+		cameras, assignments, observed, retries map[fleet.CameraID]bool
+		nodes, drains                           map[fleet.NodeID]bool
 	}{
-		make(map[fleet.CameraID]bool), make(map[fleet.CameraID]bool), make(map[fleet.CameraID]bool),
+		make(map[fleet.CameraID]bool), make(map[fleet.CameraID]bool), make(map[fleet.CameraID]bool), make(map[fleet.CameraID]bool),
 		make(map[fleet.NodeID]bool), make(map[fleet.NodeID]bool),
 	}
 	for _, e := range entries {
@@ -182,6 +184,8 @@ func (c *cache) replace(entries []store.Entry, revision int64) {
 			kept.assignments[e.Assignment.Camera] = true
 		case e.Observed != nil:
 			kept.observed[e.Observed.Camera] = true
+		case e.Retry != nil:
+			kept.retries[e.Retry.Camera] = true
 		case e.Node != nil:
 			kept.nodes[e.Node.ID] = true
 		case e.Drain != nil:
@@ -205,6 +209,11 @@ func (c *cache) replace(entries []store.Entry, revision int64) {
 	for id, v := range c.observed {
 		if !kept.observed[id] {
 			gone(store.Entry{Observed: v})
+		}
+	}
+	for id, v := range c.retries {
+		if !kept.retries[id] {
+			gone(store.Entry{Retry: v})
 		}
 	}
 	for id, v := range c.nodes {
@@ -243,6 +252,8 @@ func (c *cache) applyLocked(revision int64, events []store.Event) {
 			if a := c.assignments[e.Observed.Camera]; a != nil && a.From != "" {
 				c.interest.planCamera(a.Camera) // whose move may go on
 			}
+		case e.Retry != nil:
+			c.applyRetry(e)
 		case e.Node != nil:
 			c.applyNode(e)
 		case e.Drain != nil:
@@ -311,6 +322,16 @@ func (c *cache) applyCamera(e store.Event) {
 	if a := c.assignments[id]; a != nil {
 		c.interest.agent(a.Node)
 		c.interest.agent(a.From)
+	}
+}
+
+func (c *cache) applyRetry(e store.Event) {
+	id := e.Retry.Camera
+	if !put(c.retries, id, e.Retry, e.Deleted, func(a, b *store.Retry) bool { return a.Revision == b.Revision }) {
+		return
+	}
+	for _, n := range nodesOf(c.assignments[id]) {
+		c.interest.agent(n)
 	}
 }
 
@@ -444,6 +465,9 @@ func (c *cache) camera(id fleet.CameraID) (v cameraView, ok bool) {
 
 func (c *cache) cameraLocked(id fleet.CameraID) (v cameraView, ok bool) {
 	v = cameraView{camera: c.cameras[id], assignment: c.assignments[id], observed: c.observed[id], anyNode: len(c.nodes) > 0}
+	if r := c.retries[id]; r != nil {
+		v.retry = r.Revision
+	}
 	if v.assignment != nil {
 		v.node, v.from = c.nodes[v.assignment.Node], c.nodes[v.assignment.From]
 	}

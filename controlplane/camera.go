@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -325,6 +326,29 @@ func (s *cameraService) DeleteCamera(ctx context.Context, req *controlv1.DeleteC
 		return nil, fmt.Errorf("delete camera %q: %w", id, err)
 	}
 	return &controlv1.DeleteCameraResponse{}, nil
+}
+
+// RetryCamera has a camera tried at once.
+func (s *cameraService) RetryCamera(ctx context.Context, req *controlv1.RetryCameraRequest) (*controlv1.RetryCameraResponse, error) {
+	id, err := fleet.ParseCameraName(req.GetName())
+	if err != nil {
+		return nil, fmt.Errorf("retry camera: %w", err)
+	}
+	if err := s.server.cache.waitReady(ctx); err != nil {
+		return nil, fmt.Errorf("retry camera: %w", err)
+	}
+	rev, err := s.server.store.Retry(ctx, id, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("retry camera: %w", err)
+	}
+	if err := s.server.cache.wait(ctx, rev); err != nil {
+		return nil, fmt.Errorf("retry camera %q: %w", id, err)
+	}
+	v, ok := s.server.cache.camera(id)
+	if !ok { // deleted since
+		return nil, fmt.Errorf("retry camera %q: %w", id, fleet.CameraNotFound)
+	}
+	return &controlv1.RetryCameraResponse{Camera: v.message()}, nil
 }
 
 // filter selects cameras.

@@ -40,7 +40,8 @@ func (d *desired) send() error {
 			continue
 		}
 		c := d.cameras[v.camera.ID]
-		if c.message == nil || c.revision != v.camera.Revision || c.message.GetGeneration() != generation || c.message.GetPart() != part {
+		if c.message == nil || c.revision != v.camera.Revision || c.message.GetGeneration() != generation || c.message.GetPart() != part ||
+			c.message.GetRetry() != v.retry {
 			c, same = d.camera(v, part, generation), false
 		}
 		cameras[v.camera.ID] = c
@@ -71,7 +72,7 @@ func (d *desired) camera(v cameraView, part controlv1.DesiredCamera_Part, genera
 	c.Etag = etag(v.camera.Revision)
 	return desiredCamera{
 		message: &controlv1.DesiredCamera{
-			Camera: c, Password: password, Generation: generation, Part: part, LastTransport: v.lastTransport(),
+			Camera: c, Password: password, Generation: generation, Part: part, LastTransport: v.lastTransport(), Retry: v.retry,
 		},
 		revision: v.camera.Revision,
 	}

@@ -103,17 +103,29 @@ func TestFiguresAreStoredLater(t *testing.T) {
 	r.create(camera("lobby"))
 	n := r.connect(&controlv1.Hello{Node: "nodes/n1"})
 	g := n.until("lobby")["cameras/lobby"].GetGeneration()
-	n.report("lobby", g, &controlv1.CameraStatus{State: live, Viewers: 1})
+	status := func(i int32) *controlv1.CameraStatus {
+		return &controlv1.CameraStatus{
+			State: live, Viewers: 1 + i,
+			Verdict: &controlv1.Verdict{Cause: controlv1.Verdict_CAUSE_CAMERA, Message: fmt.Sprintf("%d %% lost", i)},
+			Profiles: []*controlv1.ProfileStatus{{
+				Id: "main", BitrateBps: int64(i), Loss: float64(i) / 1000, Jitter: durationpb.New(time.Duration(i) * time.Millisecond), Viewers: i, PacketsLost: int64(i),
+			}},
+		}
+	}
+	n.report("lobby", g, status(0))
 	r.eventually("live", func() bool { return r.get("lobby").GetStatus().GetState() == live })
 	before, err := r.store.Revision(r.ctx())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range int32(200) {
-		n.report("lobby", g, &controlv1.CameraStatus{State: live, Viewers: 2 + i})
+		n.report("lobby", g, status(1+i))
 		time.Sleep(time.Millisecond) // or they would be stored together anyway
 	}
 	r.eventually("the last figure", func() bool { return r.get("lobby").GetStatus().GetViewers() == 201 })
+	if p := r.get("lobby").GetStatus().GetProfiles()[0]; p.GetLoss() != 0.2 || p.GetJitter().AsDuration() != 200*time.Millisecond || p.GetViewers() != 200 {
+		t.Errorf("the last figures are %v", p)
+	}
 	after, err := r.store.Revision(r.ctx())
 	if err != nil {
 		t.Fatal(err)

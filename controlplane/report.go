@@ -167,9 +167,13 @@ func bounded(st *controlv1.CameraStatus) *controlv1.CameraStatus {
 	st = proto.CloneOf(st)
 	st.ProtoReflect().SetUnknown(nil)
 	st.Message = clean(st.GetMessage())
+	if st.GetVerdict() != nil {
+		st.Verdict.Message = clean(st.GetVerdict().GetMessage())
+	}
 	st.Profiles = st.GetProfiles()[:min(len(st.GetProfiles()), maxProfiles)]
 	for _, p := range st.GetProfiles() {
 		p.Id = clip(p.GetId())
+		p.Message = clean(p.GetMessage())
 		p.Tracks = p.GetTracks()[:min(len(p.GetTracks()), maxTracks)]
 		for _, t := range p.GetTracks() {
 			t.Codec = clip(t.GetCodec())
@@ -474,8 +478,12 @@ func sameButFigures(a, b *controlv1.CameraStatus) bool {
 func withoutFigures(st *controlv1.CameraStatus) *controlv1.CameraStatus {
 	st = proto.CloneOf(st)
 	st.Viewers = 0
+	if st.GetVerdict() != nil {
+		st.Verdict.Message = "" // has figures
+	}
 	for _, p := range st.GetProfiles() {
 		p.BitrateBps, p.FramesPerSecond, p.KeyframeInterval, p.PacketsLost = 0, 0, nil, 0
+		p.Loss, p.Jitter, p.Viewers = 0, nil, 0
 	}
 	return st
 }

@@ -20,6 +20,7 @@ type cameraView struct {
 	node       *store.Node       // that it is assigned to; nil: none, or gone
 	from       *store.Node       // that has not let go of it yet; nil: none, or gone
 	anyNode    bool              // whether any node is connected
+	retry      int64             // grows when an operator wants the camera tried at once
 }
 
 // message returns the camera as operators see it.

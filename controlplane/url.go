@@ -21,12 +21,37 @@ func badURL(field, format string, args ...any) error {
 	return fmt.Errorf("%s %s: %w", field, fmt.Sprintf(format, args...), fleet.InvalidURL)
 }
 
-// checkURL checks an RTSP URL (RFC 2326 §3.2, RFC 7826 §4.2). With networks, a
-// host that is an address must be in one of them.
+// urlKind is a kind of URL.
+type urlKind struct {
+	plain, secure string // its scheme, and that with TLS
+	instead       string // what else may be said, as the end of an error
+}
+
+// The kinds.
+var (
+	rtspURL  = urlKind{plain: "rtsp", secure: "rtsps"} // RFC 2326 §3.2, RFC 7826 §4.2
+	onvifURL = urlKind{plain: "http", secure: "https", instead: ", or use \"none\" to do without ONVIF"}
+)
+
+// checkONVIFURL checks the URL of a camera's ONVIF device service: none, "none" or
+// an HTTP URL.
+func checkONVIFURL(s string, networks []netip.Prefix) error {
+	if s == "" || s == fleet.ONVIFNone {
+		return nil
+	}
+	return onvifURL.check("onvif_url", s, networks)
+}
+
+// checkURL checks an RTSP URL. With networks, a host that is an address must be
+// in one of them.
 func checkURL(field, s string, networks []netip.Prefix) error {
+	return rtspURL.check(field, s, networks)
+}
+
+func (k urlKind) check(field, s string, networks []netip.Prefix) error {
 	switch {
 	case s == "":
-		return badURL(field, "must not be empty; use rtsp://host/path")
+		return badURL(field, "must not be empty; use %s://host/path", k.plain)
 	case len(s) > maxURL:
 		return badURL(field, "has %d bytes; at most %d are allowed", len(s), maxURL)
 	case strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) || r == unicode.ReplacementChar }):
@@ -34,13 +59,13 @@ func checkURL(field, s string, networks []netip.Prefix) error {
 	}
 	scheme, rest, ok := strings.Cut(s, ":")
 	if !ok || !isScheme(scheme) {
-		return badURL(field, "has no scheme; begin it with rtsp:// or rtsps://")
+		return badURL(field, "has no scheme; begin it with %s:// or %s://%s", k.plain, k.secure, k.instead)
 	}
-	if l := strings.ToLower(scheme); l != "rtsp" && l != "rtsps" {
+	if l := strings.ToLower(scheme); l != k.plain && l != k.secure {
 		if !strings.HasPrefix(rest, "//") { // "admin:secret@host" has no scheme, but looks so
-			return badURL(field, "has another scheme than rtsp and rtsps; begin it with rtsp:// or rtsps://")
+			return badURL(field, "has another scheme than %s and %s; begin it with %[1]s:// or %[2]s://%[3]s", k.plain, k.secure, k.instead)
 		}
-		return badURL(field, "has the scheme %q, which is not supported; use rtsp:// or rtsps://", l)
+		return badURL(field, "has the scheme %q, which is not supported; use %s:// or %s://%s", l, k.plain, k.secure, k.instead)
 	}
 	rest, ok = strings.CutPrefix(rest, "//")
 	if !ok {
@@ -62,11 +87,14 @@ func checkURL(field, s string, networks []netip.Prefix) error {
 	u, err := url.Parse(s)
 	if err != nil || u.User != nil || u.Opaque != "" {
 		// err quotes what it didn't like.
-		return badURL(field, "can't be read; use rtsp://host:port/path, and give a user name and password "+
-			"as username and password (--username, --password)")
+		return badURL(field, "can't be read; use %s://host:port/path, and give a user name and password "+
+			"as username and password (--username, --password)", k.plain)
 	}
 	if u.Fragment != "" || strings.Contains(s, "#") {
 		return badURL(field, "has a fragment; remove the \"#\" and what follows")
+	}
+	if u.Hostname() == "" {
+		return badURL(field, "has no host; use %s://host/path", k.plain)
 	}
 	if err := checkHost(field, u.Hostname(), networks); err != nil {
 		return err
@@ -85,7 +113,7 @@ func checkURL(field, s string, networks []netip.Prefix) error {
 // checkHost checks a URL's host: an address or a DNS name.
 func checkHost(field, host string, networks []netip.Prefix) error {
 	if host == "" {
-		return badURL(field, "has no host; use rtsp://host/path")
+		return badURL(field, "has no host; give one")
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return checkNetwork(field, addr, networks)
@@ -150,10 +178,8 @@ func endpoint(s string) string {
 	switch {
 	case port != "":
 		port = strings.TrimLeft(port, "0")
-	case isSecure(s):
-		port = "322" // RFC 7826 §20.8.1
 	default:
-		port = "554"
+		port = defaultPorts[strings.ToLower(u.Scheme)]
 	}
 	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
 	if addr, err := netip.ParseAddr(host); err == nil {
@@ -161,3 +187,6 @@ func endpoint(s string) string {
 	}
 	return strings.ToLower(u.Scheme) + "://" + net.JoinHostPort(host, port)
 }
+
+// defaultPorts are those of the schemes (RFC 7826 §20.8.1, RFC 9110 §4.2).
+var defaultPorts = map[string]string{"rtsp": "554", "rtsps": "322", "http": "80", "https": "443"}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +53,9 @@ func normalizeCamera(c *controlv1.Camera, hasPassword bool, networks []netip.Pre
 	if err := checkCredential("username", c.GetUsername()); err != nil {
 		return err
 	}
+	if err := checkONVIFURL(c.GetOnvifUrl(), networks); err != nil {
+		return err
+	}
 	if hasPassword && c.GetUsername() == "" {
 		return invalid("password", "needs a username; give one, or remove the password")
 	}
@@ -85,8 +89,11 @@ func normalizeCamera(c *controlv1.Camera, hasPassword bool, networks []netip.Pre
 // although the API never returns it.
 func checkPasswordStays(old, next *controlv1.Camera) error {
 	known := make(map[string]bool)
-	for _, u := range urlsOf(old) {
+	for i, u := range urlsOf(old) {
 		known[endpoint(u.url)] = true
+		if i == 0 {
+			known[guessedONVIF(u.url)] = true
+		}
 	}
 	for _, u := range urlsOf(next) {
 		if !known[endpoint(u.url)] {
@@ -95,6 +102,15 @@ func checkPasswordStays(old, next *controlv1.Camera) error {
 		}
 	}
 	return nil
+}
+
+// guessedONVIF returns where ONVIF is looked for if the camera has no URL of it.
+func guessedONVIF(rtsp string) string {
+	u, err := url.Parse(rtsp)
+	if err != nil {
+		return ""
+	}
+	return endpoint((&url.URL{Scheme: "http", Host: net.JoinHostPort(u.Hostname(), "80")}).String())
 }
 
 // fieldURL is a URL of a camera and the field that has it.
@@ -108,6 +124,9 @@ func urlsOf(c *controlv1.Camera) []fieldURL {
 		for j, u := range p.GetFallbackUrls() {
 			urls = append(urls, fieldURL{fmt.Sprintf("%s.fallback_urls[%d]", field, j), u})
 		}
+	}
+	if u := c.GetOnvifUrl(); u != "" && u != fleet.ONVIFNone {
+		urls = append(urls, fieldURL{"onvif_url", u})
 	}
 	return urls
 }
@@ -306,6 +325,7 @@ var mutable = map[string]func(to, from *controlv1.Camera){
 	"idle_timeout":         func(to, from *controlv1.Camera) { to.IdleTimeout = from.GetIdleTimeout() },
 	"disabled":             func(to, from *controlv1.Camera) { to.Disabled = from.GetDisabled() },
 	"max_sessions":         func(to, from *controlv1.Camera) { to.MaxSessions = from.GetMaxSessions() },
+	"onvif_url":            func(to, from *controlv1.Camera) { to.OnvifUrl = from.GetOnvifUrl() },
 	"expected_bitrate_bps": func(to, from *controlv1.Camera) { to.ExpectedBitrateBps = from.GetExpectedBitrateBps() },
 }
 

@@ -180,6 +180,39 @@ func TestURLs(t *testing.T) {
 	}
 }
 
+func TestONVIFURLs(t *testing.T) {
+	for _, tt := range []struct{ url, says string }{
+		{"", ""},
+		{"none", ""},
+		{"http://192.0.2.1", ""},
+		{"https://camera.example:8443/onvif/device_service?x=1", ""},
+		{"HTTP://h/", ""},
+		{"None", `"none"`},
+		{"192.0.2.1/onvif", `"none"`},
+		{"rtsp://h/", "use http:// or https://"},
+		{"http://", "no host"},
+		{"http://admin:hunter2@h/", "--username"},
+		{"http://admin:hunter2/x@h/", "--username"},
+		{"http://h/x y", "spaces"},
+		{"http://h:0/", "port"},
+		{"http://h/#hunter2", "fragment"},
+		{"http://h/" + strings.Repeat("hunter2", 300), "2048"},
+	} {
+		c := validCamera()
+		c.OnvifUrl = tt.url
+		_, d, _, err := newDesired(c, nil)
+		if tt.says != "" {
+			checkFault(t, err, fleet.InvalidURL, []string{"onvif_url", tt.says})
+		} else if err != nil || d.GetOnvifUrl() != tt.url {
+			t.Errorf("%q: %v, stored as %q", tt.url, err, d.GetOnvifUrl())
+		}
+	}
+	c := validCamera()
+	c.OnvifUrl = "http://192.0.2.1/"
+	_, _, _, err := newDesired(c, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")})
+	checkFault(t, err, fleet.InvalidURL, []string{"--camera-networks"})
+}
+
 func FuzzURL(f *testing.F) {
 	for _, tt := range urls {
 		f.Add(tt.url)
@@ -202,6 +235,7 @@ func FuzzURL(f *testing.F) {
 func TestEndpoint(t *testing.T) {
 	for in, want := range map[string]string{
 		"rtsp://h/a": "rtsp://h:554", "RTSP://H.:0554/b?c": "rtsp://h:554", "rtsps://h/": "rtsps://h:322", "rtsp://h:322": "rtsp://h:322",
+		"http://h/": "http://h:80", "https://h": "https://h:443",
 		"rtsp://[2001:DB8:0::1]/": "rtsp://[2001:db8::1]:554", "rtsp://[::ffff:192.0.2.1]/": "rtsp://192.0.2.1:554",
 	} {
 		if got := endpoint(in); got != want {

@@ -123,7 +123,8 @@ func (c *camera) wanted(index int, now time.Time) (pull bool, until time.Time) {
 func (p *pulling) samePull(desired fleet.Camera, profile fleet.Profile) bool {
 	a, b := p.profile, profile
 	return p.desired.Credentials == desired.Credentials && p.desired.ONVIFURL == desired.ONVIFURL && a.ID == b.ID && a.URL == b.URL &&
-		slices.Equal(a.FallbackURLs, b.FallbackURLs) && a.Transport == b.Transport && a.TLSFingerprint == b.TLSFingerprint
+		slices.Equal(a.FallbackURLs, b.FallbackURLs) && a.Transport == b.Transport && a.TLSFingerprint == b.TLSFingerprint &&
+		((p.desired.MaxSessions == 1) == (desired.MaxSessions == 1) || len(b.FallbackURLs) == 0)
 }
 
 // reconcile starts and stops sources, so that those run that should. It is called
@@ -140,6 +141,10 @@ func (c *camera) reconcile(ctx context.Context, now next) {
 			f.pulling = nil
 			c.saw(f, fleet.CameraStatus{State: fleet.CameraIdle, Reason: fleet.ReasonIdle}, false)
 		}
+		if p := f.pulling; p != nil && now.desired.Retry > p.desired.Retry {
+			p.desired.Retry = now.desired.Retry
+			p.source.Retry()
+		}
 		if now.pull[i] && f.pulling == nil && ctx.Err() == nil {
 			f.pulling = c.pull(ctx, f, now.desired, profile)
 		}
@@ -152,11 +157,9 @@ func (c *camera) pull(ctx context.Context, f *feed, desired fleet.Camera, profil
 	p := &pulling{desired: desired, profile: profile, cancel: cancel, done: make(chan struct{})}
 	p.source = source.New(source.Config{
 		Log: c.node.log, Camera: c.id, Profile: profile, Credentials: desired.Credentials, Stream: f.stream,
-		OnStatus: func(s fleet.CameraStatus) {
-			c.failures.note(s)
-			c.saw(f, s, true)
-		},
+		OnStatus: func(s fleet.CameraStatus) { c.saw(f, s, true) }, OnFailure: c.failures.note,
 		Networks: c.node.cfg.CameraNetworks, ONVIFURL: desired.ONVIFURL, Keyframes: &c.keyframes, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
+		Hosts: c.node.hosts, MaxSessions: desired.MaxSessions,
 	})
 	go func() {
 		defer close(p.done)

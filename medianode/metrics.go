@@ -129,7 +129,7 @@ func newCameraMetrics(s *metrics.Set) cameraMetrics {
 		keyframes: s.Sampled(metrics.KindCounter, "fanlight_camera_keyframes_total", "Pictures from the camera that a viewer can begin with.", camera),
 		discarded: s.Sampled(metrics.KindCounter, "fanlight_camera_packets_discarded_total", "Packets from the camera that could not be used; by reason in fanlight_node_packets_discarded_total.", camera),
 		dropped:   s.Sampled(metrics.KindCounter, "fanlight_camera_viewer_packets_dropped_total", "Packets that a viewer of the camera was not sent, because it was too slow or had to wait for a keyframe, once for each viewer.", camera),
-		failures:  s.Sampled(metrics.KindCounter, "fanlight_camera_failures_total", "Attempts to pull the camera that failed, and losses of a live camera, by the reason of docs/errors.md in lower case. Each is followed by another attempt.", camera, "reason"),
+		failures:  s.Sampled(metrics.KindCounter, "fanlight_camera_failures_total", "Attempts to pull the camera that failed, and losses of a live camera, by the reason of docs/errors.md in lower case. Each is followed by another attempt, but the third refusal of the credentials.", camera, "reason"),
 		asked:     s.Sampled(metrics.KindCounter, "fanlight_camera_keyframe_requests_total", "Times that the camera was asked for a keyframe, by how: rtcp (PLI), onvif (SetSynchronizationPoint, accepted), failed (an attempt of either that failed).", camera, "by"),
 		bitrate:   s.Sampled(metrics.KindGauge, "fanlight_camera_ingress_bytes_per_second", "Bytes from the camera in the last second.", camera),
 		fps:       s.Sampled(metrics.KindGauge, "fanlight_camera_frames_per_second", "Pictures from the camera in the last second.", camera),
@@ -251,17 +251,14 @@ type failures struct {
 	count map[fleet.Reason]int
 }
 
-// note takes a status of the camera's source.
-func (f *failures) note(status fleet.CameraStatus) {
-	if status.State != fleet.CameraFailed {
-		return
-	}
+// note takes a failure of the camera's source.
+func (f *failures) note(reason fleet.Reason) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.count == nil {
 		f.count = make(map[fleet.Reason]int)
 	}
-	f.count[status.Reason]++
+	f.count[reason]++
 }
 
 func (f *failures) each(yield func(reason string, n int)) {

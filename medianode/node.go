@@ -93,6 +93,7 @@ type Config struct {
 	CameraNetworks []netip.Prefix   // where cameras may be; none: anywhere
 	SourceTimeouts source.Timeouts  // zero: the defaults
 	SourceRetry    source.Retry     // zero: the defaults
+	CameraHosts    source.HostLimit // how often one host is connected to; zero: the defaults
 	Sessions       session.Timeouts // zero: the defaults
 
 	// What is kept of what each profile sent since its last keyframe, so that a viewer
@@ -140,6 +141,7 @@ type Node struct {
 	changes *changes // the cameras with something to report
 	metrics *nodeMetrics
 	meter   *meter
+	hosts   *source.Hosts // shared by the cameras' sources
 	leaving chan struct{} // closed by Leave
 
 	mu       sync.Mutex // guards the rest; taken before a camera's
@@ -186,7 +188,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, log: cfg.Log.With("node", string(cfg.Node)), bootID: rand.Text(), changes: newChanges(), meter: newMeter(cfg.Capacity),
-		leaving: make(chan struct{}), stopping: true, away: time.Now(),
+		leaving: make(chan struct{}), stopping: true, away: time.Now(), hosts: source.NewHosts(cfg.CameraHosts),
 		cameras: make(map[fleet.CameraID]*camera), ending: make(map[fleet.CameraID]*camera),
 		seen: make(map[fleet.CameraID]int64), applied: make(chan struct{}),
 	}

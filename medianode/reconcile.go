@@ -157,6 +157,7 @@ func fromDesired(d *controlv1.DesiredCamera) (desired, error) {
 		ID: id, Credentials: fleet.Credentials{Username: in.GetUsername(), Password: d.GetPassword()},
 		IdleTimeout: defaultIdleTimeout, MaxSessions: int(in.GetMaxSessions()),
 		TCPFirst: d.GetLastTransport() == controlv1.Profile_TRANSPORT_TCP,
+		ONVIFURL: in.GetOnvifUrl(), Retry: d.GetRetry(),
 	}}
 	if in.GetPullPolicy() == controlv1.Camera_PULL_POLICY_ON_DEMAND {
 		out.PullPolicy = fleet.PullOnDemand

@@ -1,6 +1,7 @@
 package medianode
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"time"
@@ -19,7 +20,10 @@ type figures struct {
 	fps       float64
 	interval  float64 // seconds between keyframes
 	lost      int64
+	loss      float64 // the greatest of the profiles'
+	jitter    float64 // seconds, likewise
 	viewers   int
+	said      string // what is said of it beside figures, and is not of its state
 	width     int
 	height    int
 	announced fleet.CameraState
@@ -31,12 +35,15 @@ func noticeable(old, now float64) bool {
 }
 
 func figuresOf(status fleet.CameraStatus) figures {
-	f := figures{viewers: status.Viewers, announced: status.State}
+	f := figures{viewers: status.Viewers, announced: status.State, said: status.Verdict.Cause.String()}
 	for _, p := range status.Profiles {
 		f.bitrate += float64(p.BitrateBPS)
 		f.fps += p.FramesPerSecond
 		f.interval += p.KeyframeInterval.Seconds()
 		f.lost += p.PacketsLost
+		f.loss, f.jitter = max(f.loss, p.Loss), max(f.jitter, p.Jitter.Seconds())
+		f.viewers += p.Viewers
+		f.said += fmt.Sprintf(" %s %d %d", p.ID, p.KeyframeRequest, p.BFrames)
 		for _, t := range p.Tracks {
 			f.width, f.height = max(f.width, t.Width), max(f.height, t.Height)
 		}
@@ -47,8 +54,15 @@ func figuresOf(status fleet.CameraStatus) figures {
 // moved tells whether f is worth a report after old.
 func (f figures) moved(old figures) bool {
 	return noticeable(old.bitrate, f.bitrate) || noticeable(old.fps, f.fps) || noticeable(old.interval, f.interval) ||
-		f.lost != old.lost || f.viewers != old.viewers || f.width != old.width || f.height != old.height
+		f.lost != old.lost || f.said != old.said || noticeable(old.loss, f.loss) && math.Abs(f.loss-old.loss) > leastLoss ||
+		noticeable(old.jitter, f.jitter) && math.Abs(f.jitter-old.jitter) > leastJitter.Seconds() || f.viewers != old.viewers || f.width != old.width || f.height != old.height
 }
+
+// The changes that are worth a report: both figures wander all the time.
+const (
+	leastLoss   = 0.005 // of all packets
+	leastJitter = 5 * time.Millisecond
+)
 
 // observe returns what to report of a camera. Because its state changed: always,
 // and its figures soon after. Else only if they have moved and it is time; nil:
@@ -188,19 +202,35 @@ func toStatus(in fleet.CameraStatus) *controlv1.CameraStatus {
 	if !in.Since.IsZero() {
 		out.StateTime = timestamppb.New(in.Since)
 	}
+	if in.Verdict != (fleet.Verdict{}) {
+		out.Verdict = &controlv1.Verdict{Cause: controlv1.Verdict_Cause(in.Verdict.Cause), Message: in.Verdict.Message}
+	}
 	for _, p := range in.Profiles {
-		profile := &controlv1.ProfileStatus{
-			Id: p.ID, Transport: transportsAPI[p.Transport], BitrateBps: p.BitrateBPS, FramesPerSecond: p.FramesPerSecond, PacketsLost: p.PacketsLost,
-		}
-		if p.KeyframeInterval > 0 {
-			profile.KeyframeInterval = durationpb.New(p.KeyframeInterval)
-		}
-		for _, t := range p.Tracks {
-			profile.Tracks = append(profile.Tracks, &controlv1.TrackStatus{
-				Codec: t.Codec, Width: int32(t.Width), Height: int32(t.Height), UnsupportedReason: t.UnsupportedReason,
-			})
-		}
-		out.Profiles = append(out.Profiles, profile)
+		out.Profiles = append(out.Profiles, toProfileStatus(p))
+	}
+	return out
+}
+
+func toProfileStatus(p fleet.ProfileStatus) *controlv1.ProfileStatus {
+	out := &controlv1.ProfileStatus{
+		Id: p.ID, State: cameraStates[p.State], Reason: controlv1.Reason(controlv1.Reason_value[p.Reason.Enum()]), Message: p.Message,
+		Transport: transportsAPI[p.Transport], UrlIndex: int32(p.URLIndex), BitrateBps: p.BitrateBPS, FramesPerSecond: p.FramesPerSecond,
+		PacketsLost: p.PacketsLost, Loss: math.Round(10_000*p.Loss) / 10_000, Viewers: int32(p.Viewers),
+		KeyframeRequest: controlv1.ProfileStatus_KeyframeRequest(p.KeyframeRequest), BFrames: controlv1.ProfileStatus_BFrames(p.BFrames),
+	}
+	if p.State == fleet.CameraFailed && !p.RetryTime.IsZero() {
+		out.RetryTime = timestamppb.New(p.RetryTime)
+	}
+	if p.KeyframeInterval > 0 {
+		out.KeyframeInterval = durationpb.New(p.KeyframeInterval)
+	}
+	if p.Jitter > 0 {
+		out.Jitter = durationpb.New(p.Jitter.Round(10 * time.Microsecond))
+	}
+	for _, t := range p.Tracks {
+		out.Tracks = append(out.Tracks, &controlv1.TrackStatus{
+			Codec: t.Codec, Width: int32(t.Width), Height: int32(t.Height), UnsupportedReason: t.UnsupportedReason,
+		})
 	}
 	return out
 }

@@ -64,7 +64,7 @@ func TestObserve(t *testing.T) {
 }
 
 func TestFiguresMoved(t *testing.T) {
-	base := figures{bitrate: 2e6, fps: 25, interval: 1, lost: 3, viewers: 2, width: 640, height: 360}
+	base := figures{bitrate: 2e6, fps: 25, interval: 1, lost: 3, loss: 0.02, jitter: 0.02, viewers: 2, said: " main 0 0", width: 640, height: 360}
 	for name, c := range map[string]struct {
 		change func(*figures)
 		want   bool
@@ -77,6 +77,11 @@ func TestFiguresMoved(t *testing.T) {
 		"frames":              {func(f *figures) { f.fps = 12 }, true},
 		"keyframes":           {func(f *figures) { f.interval = 2 }, true},
 		"loss":                {func(f *figures) { f.lost++ }, true},
+		"recent loss a bit":   {func(f *figures) { f.loss = 0.024 }, false},
+		"recent loss":         {func(f *figures) { f.loss = 0.03 }, true},
+		"jitter a bit":        {func(f *figures) { f.jitter = 0.024 }, false},
+		"jitter":              {func(f *figures) { f.jitter = 0.03 }, true},
+		"verdict":             {func(f *figures) { f.said = "camera main 0 0" }, true},
 		"viewers":             {func(f *figures) { f.viewers++ }, true},
 		"size":                {func(f *figures) { f.height = 720 }, true},
 		"the time it is sent": {func(f *figures) { f.next = time.Now() }, false},
@@ -144,16 +149,23 @@ func TestToStatus(t *testing.T) {
 	since := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	got := toStatus(fleet.CameraStatus{
 		State: fleet.CameraFailed, Reason: fleet.ReasonAuthenticationFailed, Message: "m", RetryTime: since.Add(time.Second), Since: since, Viewers: 4,
+		Verdict: fleet.Verdict{Cause: fleet.CauseViewerNetwork, Message: "v"},
 		Profiles: []fleet.ProfileStatus{{
 			ID: "main", Transport: fleet.TransportUDP, BitrateBPS: 5, FramesPerSecond: 6, KeyframeInterval: time.Second, PacketsLost: 7,
+			State: fleet.CameraFailed, Reason: fleet.ReasonTimeout, Message: "p", RetryTime: since.Add(time.Second), URLIndex: 2,
+			Loss: 0.123456, Jitter: 1234567, KeyframeRequest: fleet.KeyframeRequestONVIF, BFrames: fleet.BFramesDropped, Viewers: 3,
 			Tracks: []fleet.TrackStatus{{Codec: "H264", Width: 640, Height: 360}, {Codec: "AAC", UnsupportedReason: "r"}},
 		}},
 	})
 	want := &controlv1.CameraStatus{
 		State: controlv1.CameraStatus_STATE_FAILED, Reason: controlv1.Reason_REASON_AUTHENTICATION_FAILED, Message: "m",
 		RetryTime: timestamppb.New(since.Add(time.Second)), StateTime: timestamppb.New(since), Viewers: 4,
+		Verdict: &controlv1.Verdict{Cause: controlv1.Verdict_CAUSE_VIEWER_NETWORK, Message: "v"},
 		Profiles: []*controlv1.ProfileStatus{{
 			Id: "main", Transport: controlv1.Profile_TRANSPORT_UDP, BitrateBps: 5, FramesPerSecond: 6, KeyframeInterval: durationpb.New(time.Second), PacketsLost: 7,
+			State: controlv1.CameraStatus_STATE_FAILED, Reason: controlv1.Reason_REASON_TIMEOUT, Message: "p", RetryTime: timestamppb.New(since.Add(time.Second)), UrlIndex: 2,
+			Loss: 0.1235, Jitter: durationpb.New(1230 * time.Microsecond), KeyframeRequest: controlv1.ProfileStatus_KEYFRAME_REQUEST_ONVIF,
+			BFrames: controlv1.ProfileStatus_B_FRAMES_DROPPED, Viewers: 3,
 			Tracks: []*controlv1.TrackStatus{{Codec: "H264", Width: 640, Height: 360}, {Codec: "AAC", UnsupportedReason: "r"}},
 		}},
 	}
@@ -169,6 +181,7 @@ func TestReasons(t *testing.T) {
 		fleet.ReasonStarting, fleet.ReasonIdle, fleet.ReasonConnectionRefused, fleet.ReasonTimeout, fleet.ReasonHostNotFound, fleet.ReasonAuthenticationFailed,
 		fleet.ReasonStreamNotFound, fleet.ReasonCameraBusy, fleet.ReasonTransportUnsupported, fleet.ReasonTLSFailed, fleet.ReasonProtocolError,
 		fleet.ReasonNoVideo, fleet.ReasonCodecUnsupported, fleet.ReasonNoMedia, fleet.ReasonConnectionClosed, fleet.ReasonNetworkForbidden,
+		fleet.ReasonBFrames,
 	} {
 		if toStatus(fleet.CameraStatus{Reason: r}).GetReason() == controlv1.Reason_REASON_UNSPECIFIED {
 			t.Errorf("reason %s is not in the API", r)
@@ -181,8 +194,9 @@ func TestReasons(t *testing.T) {
 
 func TestFromDesired(t *testing.T) {
 	fingerprint := "AB:CD"
-	got, err := fromDesired(&controlv1.DesiredCamera{Password: "p", Generation: 4, Part: partTakeOver, Camera: &controlv1.Camera{
+	got, err := fromDesired(&controlv1.DesiredCamera{Password: "p", Generation: 4, Part: partTakeOver, Retry: 9, Camera: &controlv1.Camera{
 		Name: "cameras/lobby", Username: "u", PullPolicy: controlv1.Camera_PULL_POLICY_ON_DEMAND, MaxSessions: 1,
+		OnvifUrl: "http://a/onvif/device_service",
 		Profiles: []*controlv1.Profile{
 			{Url: "rtsps://a/1", FallbackUrls: []string{"rtsps://b/1"}, Transport: controlv1.Profile_TRANSPORT_UDP, TlsFingerprint: fingerprint},
 			{Id: "sub", Url: "rtsp://a/2"},
@@ -190,6 +204,7 @@ func TestFromDesired(t *testing.T) {
 	}})
 	want := fleet.Camera{
 		ID: "lobby", Credentials: fleet.Credentials{Username: "u", Password: "p"}, PullPolicy: fleet.PullOnDemand, IdleTimeout: defaultIdleTimeout, MaxSessions: 1,
+		ONVIFURL: "http://a/onvif/device_service", Retry: 9,
 		Profiles: []fleet.Profile{
 			{ID: "main", URL: "rtsps://a/1", FallbackURLs: []string{"rtsps://b/1"}, Transport: fleet.TransportUDP, TLSFingerprint: "abcd"},
 			{ID: "sub", URL: "rtsp://a/2"},

@@ -73,6 +73,7 @@ func newOwn(cfg *Config, viewers int) (*own, error) {
 	media := []string{
 		"--metrics", o.metrics, "--media", addrs[3],
 		"--max-viewers", strconv.Itoa(viewers + 100), "--max-cpu", "100", // how busy the machine is must refuse nobody
+		"--max-camera-connects", "0", // all cameras are of one host
 	}
 	if cfg.Apart {
 		control := []string{"--metrics", "", "--control-plane", o.api}

@@ -25,7 +25,7 @@ const updateTries = 5
 func newCamera(a *app) *cobra.Command {
 	cmd := group("camera", "Add, list, change and watch cameras")
 	cmd.Aliases = []string{"cameras"}
-	cmd.AddCommand(newCameraAdd(a), newCameraList(a), newCameraGet(a), newCameraUpdate(a), newCameraDelete(a), newCameraWatch(a))
+	cmd.AddCommand(newCameraAdd(a), newCameraList(a), newCameraGet(a), newCameraUpdate(a), newCameraDelete(a), newCameraRetry(a), newCameraWatch(a))
 	return cmd
 }
 
@@ -315,6 +315,61 @@ func newCameraDelete(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&etag, "etag", "", "delete only what has this `etag`")
+	c.flags(cmd.Flags())
+	return cmd
+}
+
+func newCameraRetry(a *app) *cobra.Command {
+	c := client{app: a}
+	cmd := &cobra.Command{
+		Use:   "retry NAME...",
+		Short: "Have cameras tried again at once",
+		Long: `Have cameras tried again at once: a camera that failed does not wait for its next
+try, it begins with the first of its URLs, and credentials that it refused are
+tried again, which they are not otherwise until they are changed. It is good for
+those who have just repaired what was wrong. A camera that is live on its first
+URL, idle, disabled or unassigned is left as it is.`,
+		Example: "  fanlight camera retry lobby gate",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("the name of the camera is missing")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var names []string
+			for _, arg := range args {
+				name, err := cameraName(arg)
+				if err != nil {
+					return err
+				}
+				names = append(names, name)
+			}
+			return c.call(cmd.Context(), func(ctx context.Context, cc *grpc.ClientConn) error {
+				svc := controlv1.NewCameraServiceClient(cc)
+				var cams []*controlv1.Camera
+				var failed []error
+				for _, name := range names {
+					resp, err := svc.RetryCamera(ctx, &controlv1.RetryCameraRequest{Name: name})
+					if err != nil {
+						failed = append(failed, err)
+						if errors.Is(err, fleet.CameraNotFound) {
+							continue
+						}
+						break
+					}
+					cams = append(cams, resp.GetCamera())
+					if c.output != "json" {
+						failed = append(failed, c.result(resp.GetCamera(), "is tried at once"))
+					}
+				}
+				if c.output == "json" {
+					failed = append(failed, printJSONList(a.stdout, "cameras", cams))
+				}
+				return errors.Join(failed...)
+			})
+		},
+	}
 	c.flags(cmd.Flags())
 	return cmd
 }

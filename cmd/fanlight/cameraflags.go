@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"fanlight/internal/fleet"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 )
 
@@ -47,6 +48,7 @@ type cameraFlags struct {
 	disabled         bool
 	maxSessions      int32
 	expectedBitrate  int64
+	onvifURL         string
 
 	given credentials // set by resolve
 }
@@ -58,6 +60,7 @@ func (c *cameraFlags) register(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&c.fallbackURLs, "fallback-url", nil, "`rtsp://…` to try when --url cannot be pulled; several allowed")
 	flags.StringVar(&c.transport, "transport", "auto", "`auto|tcp|udp|multicast` for RTP")
 	flags.StringVar(&c.tlsFingerprint, "tls-fingerprint", "", "rtsps: accept only the certificate with this SHA-256 (`hex`)")
+	flags.StringVar(&c.onvifURL, "onvif-url", "", "`http://host[:port]/path` of the camera's ONVIF device service, by which it is asked for keyframes; \"none\": ONVIF is not used (default: /onvif/device_service at port 80 of the host in --url)")
 	flags.StringVar(&c.username, "username", "", "RTSP user `name`")
 	flags.StringVar(&c.password, "password", "", "RTSP password (others on this machine can see it: prefer --password-file)")
 	flags.StringVar(&c.passwordFile, "password-file", "", "`file` with the RTSP password; \"-\": the standard input")
@@ -105,6 +108,7 @@ func (c *cameraFlags) apply(cam *controlv1.Camera) (*fieldmaskpb.FieldMask, erro
 	set("idle-timeout", "idle_timeout", func() { cam.IdleTimeout = durationpb.New(c.idleTimeout) })
 	set("disabled", "disabled", func() { cam.Disabled = c.disabled })
 	set("max-sessions", "max_sessions", func() { cam.MaxSessions = c.maxSessions })
+	set("onvif-url", "onvif_url", func() { cam.OnvifUrl = c.onvifURL })
 	set("expected-bitrate-bps", "expected_bitrate_bps", func() { cam.ExpectedBitrateBps = c.expectedBitrate })
 	return &fieldmaskpb.FieldMask{Paths: slices.Sorted(maps.Keys(paths))}, nil
 }
@@ -181,7 +185,7 @@ func (c *cameraFlags) readURL(stdin io.Reader) error {
 
 // splitURLs takes user name and password out of all URLs.
 func (c *cameraFlags) splitURLs() (*url.Userinfo, error) {
-	urls := []*string{&c.url, &c.subURL}
+	urls := []*string{&c.url, &c.subURL, &c.onvifURL}
 	for i := range c.fallbackURLs {
 		urls = append(urls, &c.fallbackURLs[i])
 	}
@@ -204,7 +208,7 @@ func (c *cameraFlags) splitURLs() (*url.Userinfo, error) {
 // splitURL takes user name and password out of a URL. Its errors quote nothing
 // of the URL: there may be a password in it.
 func splitURL(s *string) (*url.Userinfo, error) {
-	if *s == "" {
+	if *s == "" || *s == fleet.ONVIFNone {
 		return nil, nil
 	}
 	u, err := url.Parse(*s)

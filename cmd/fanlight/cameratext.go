@@ -23,7 +23,7 @@ func cameraRow(cam *controlv1.Camera) []string {
 	}
 	return []string{
 		shortName(cam.GetName()), stateText(st), shortName(st.GetNode()), videoText(st),
-		bitrateText(bitrate), strconv.Itoa(int(st.GetViewers())), reasonText(st),
+		bitrateText(bitrate), strconv.Itoa(int(st.GetViewers())), whyText(st),
 	}
 }
 
@@ -40,7 +40,30 @@ func stateText(st *controlv1.CameraStatus) string {
 	return enumText(st.GetState().String(), "STATE_")
 }
 
-func reasonText(st *controlv1.CameraStatus) string {
+// whyText returns why a camera is not live, or why its picture is not good.
+func whyText(st *controlv1.CameraStatus) string {
+	if s := reasonText(st); s != "" {
+		return s
+	}
+	return verdictText(st.GetVerdict())
+}
+
+// verdictText returns "viewer_network: 12 % of the packets are lost…".
+func verdictText(v *controlv1.Verdict) string {
+	cause := enumText(v.GetCause().String(), "CAUSE_")
+	if cause == "" || v.GetMessage() == "" {
+		return cause
+	}
+	return cause + ": " + v.GetMessage()
+}
+
+// reason is what a camera's status and a profile's have alike.
+type reason interface {
+	GetReason() controlv1.Reason
+	GetMessage() string
+}
+
+func reasonText(st reason) string {
 	reason := enumText(st.GetReason().String(), "REASON_")
 	switch {
 	case st.GetMessage() == "":
@@ -80,6 +103,7 @@ func cameraFields(cam *controlv1.Camera) [][2]string {
 		{"display name", printable(cam.GetDisplayName())},
 		{"state", stateText(st)},
 		{"reason", printable(reasonText(st))},
+		{"verdict", printable(verdictText(st.GetVerdict()))},
 		{"next try", timeText(st.GetRetryTime())},
 		{"since", timeText(st.GetStateTime())},
 		{"node", shortName(st.GetNode())},
@@ -93,6 +117,7 @@ func cameraFields(cam *controlv1.Camera) [][2]string {
 		fields = append(fields, [2]string{"transport (" + p.GetId() + ")", enumText(p.GetTransport().String(), "TRANSPORT_")})
 	}
 	for _, p := range st.GetProfiles() {
+		fields = append(fields, [2]string{"state (" + p.GetId() + ")", profileStateText(p)})
 		fields = append(fields, [2]string{"picture (" + p.GetId() + ")", profileText(p)})
 	}
 	password := ""
@@ -100,6 +125,7 @@ func cameraFields(cam *controlv1.Camera) [][2]string {
 		password = "(set)"
 	}
 	return append(fields,
+		[2]string{"onvif url", printable(cam.GetOnvifUrl())},
 		[2]string{"username", printable(cam.GetUsername())},
 		[2]string{"password", password},
 		[2]string{"labels", labelText(cam.GetLabels())},
@@ -111,6 +137,22 @@ func cameraFields(cam *controlv1.Camera) [][2]string {
 		[2]string{"updated", timeText(cam.GetUpdateTime())},
 		[2]string{"etag", printable(cam.GetEtag())},
 	)
+}
+
+// profileStateText returns "live on fallback url 1", or "failed (timeout: …), next
+// try 2026-01-02T03:04:05Z".
+func profileStateText(p *controlv1.ProfileStatus) string {
+	s := enumText(p.GetState().String(), "STATE_")
+	if i := p.GetUrlIndex(); i > 0 {
+		s += fmt.Sprintf(" on fallback url %d", i)
+	}
+	if r := reasonText(p); r != "" {
+		s += " (" + r + ")"
+	}
+	if t := timeText(p.GetRetryTime()); t != "" {
+		s += ", next try " + t
+	}
+	return printable(s)
 }
 
 func profileText(p *controlv1.ProfileStatus) string {
@@ -134,13 +176,36 @@ func profileText(p *controlv1.ProfileStatus) string {
 	if d := p.GetKeyframeInterval().AsDuration(); d > 0 {
 		parts = append(parts, fmt.Sprintf("keyframe every %v", d.Round(time.Millisecond)))
 	}
+	if by := keyframeRequestText[p.GetKeyframeRequest()]; by != "" {
+		parts = append(parts, by)
+	}
+	if b := bFramesText[p.GetBFrames()]; b != "" {
+		parts = append(parts, b)
+	}
 	if p.GetPacketsLost() > 0 {
 		parts = append(parts, fmt.Sprintf("%d packets lost", p.GetPacketsLost()))
+	}
+	if p.GetLoss() > 0 {
+		parts = append(parts, fmt.Sprintf("%.2f %% lost lately", 100*p.GetLoss()))
+	}
+	if d := p.GetJitter().AsDuration(); d > 0 {
+		parts = append(parts, fmt.Sprintf("jitter %v", d.Round(100*time.Microsecond)))
 	}
 	if t := enumText(p.GetTransport().String(), "TRANSPORT_"); t != "" {
 		parts = append(parts, "over "+t)
 	}
 	return printable(strings.Join(parts, ", "))
+}
+
+var keyframeRequestText = map[controlv1.ProfileStatus_KeyframeRequest]string{
+	controlv1.ProfileStatus_KEYFRAME_REQUEST_NONE:  "no keyframes on request",
+	controlv1.ProfileStatus_KEYFRAME_REQUEST_RTCP:  "keyframes on request by rtcp",
+	controlv1.ProfileStatus_KEYFRAME_REQUEST_ONVIF: "keyframes on request by onvif",
+}
+
+var bFramesText = map[controlv1.ProfileStatus_BFrames]string{
+	controlv1.ProfileStatus_B_FRAMES_DROPPED:    "B-frames left out",
+	controlv1.ProfileStatus_B_FRAMES_REFERENCED: "B-frames that browsers cannot play",
 }
 
 // timeText returns a time in the local zone.
@@ -178,7 +243,7 @@ func cameraEventText(e *controlv1.CameraEvent) string {
 	if n := shortName(cam.GetStatus().GetNode()); n != "" {
 		line += " on " + n
 	}
-	if r := reasonText(cam.GetStatus()); r != "" {
+	if r := whyText(cam.GetStatus()); r != "" {
 		line += " (" + r + ")"
 	}
 	return printable(line)

@@ -19,6 +19,7 @@ import (
 	"fanlight/internal/rpc"
 	"fanlight/internal/service"
 	"fanlight/medianode"
+	"fanlight/medianode/source"
 )
 
 // nodeFlags are a node's settings.
@@ -32,6 +33,7 @@ type nodeFlags struct {
 	cameras, viewers      int
 	ingressBPS, egressBPS int64
 	cpu                   float64 // per cent
+	connects              float64 // a second and host
 }
 
 func (f *nodeFlags) flags(flags *pflag.FlagSet, name, nameUsage string) {
@@ -43,9 +45,13 @@ func (f *nodeFlags) flags(flags *pflag.FlagSet, name, nameUsage string) {
 	flags.IntVar(&f.cameras, "max-cameras", 0, "`cameras` that the node may be given (0: no limit)")
 	flags.IntVar(&f.viewers, "max-viewers", 0, "`sessions` that the node takes (0: 1,000)")
 	flags.Float64Var(&f.cpu, "max-cpu", 100*medianode.DefaultCPU, "`percent` of the processors that the process may use, beyond which the node refuses sessions (100: no limit)")
+	flags.Float64Var(&f.connects, "max-camera-connects", source.DefaultConnects, "`connections` a second that the node begins to one host, of a camera or of many, after a burst of twice as many (0: no limit)")
 	flags.Int64Var(&f.ingressBPS, "max-ingress-bps", 0, "`bits` per second from cameras that the node may be given (0: no limit)")
 	flags.Int64Var(&f.egressBPS, "max-egress-bps", 0, "`bits` per second to viewers, beyond which the node refuses sessions (0: no limit)")
 }
+
+// maxConnects bounds --max-camera-connects.
+const maxConnects = 100_000
 
 // mediaAddr resolves --media: an IP address and port; an empty host means all
 // addresses.
@@ -89,6 +95,13 @@ func (f *nodeFlags) config(log *slog.Logger, control *grpc.ClientConn, sessionAd
 	if !(f.cpu > 0 && f.cpu <= 100) { // also of NaN
 		return medianode.Config{}, usagef("--max-cpu %v: must be more than 0, and 100 at most, which is no limit", f.cpu)
 	}
+	if !(f.connects >= 0 && f.connects <= maxConnects) {
+		return medianode.Config{}, usagef("--max-camera-connects %v: must be 0, which is no limit, to %d", f.connects, maxConnects)
+	}
+	hosts := source.HostLimit{PerSecond: f.connects, Burst: max(1, int(2*f.connects))}
+	if f.connects == 0 {
+		hosts.PerSecond = -1
+	}
 	for name, limit := range map[string]int64{
 		"max-cameras": int64(f.cameras), "max-viewers": int64(f.viewers), "max-ingress-bps": f.ingressBPS, "max-egress-bps": f.egressBPS,
 	} {
@@ -104,6 +117,7 @@ func (f *nodeFlags) config(log *slog.Logger, control *grpc.ClientConn, sessionAd
 		Media:          media,
 		Labels:         f.labels,
 		CameraNetworks: networks,
+		CameraHosts:    hosts,
 		Version:        buildVersion(),
 		Capacity:       medianode.Capacity{Cameras: f.cameras, Viewers: f.viewers, IngressBPS: f.ingressBPS, EgressBPS: f.egressBPS, CPU: f.cpu / 100},
 	}

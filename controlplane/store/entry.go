@@ -65,6 +65,14 @@ type Assignment struct {
 	MoveTime       *timestamppb.Timestamp // since when it is that far
 }
 
+// Retry is an operator's wish to have a camera tried at once. It is stored for as
+// long as there is the camera.
+type Retry struct {
+	Camera   fleet.CameraID
+	Time     *timestamppb.Timestamp // of the last such wish
+	Revision int64                  // grows with each
+}
+
 // Observed is what a camera's node last reported.
 type Observed struct {
 	Camera   fleet.CameraID
@@ -80,6 +88,7 @@ type Entry struct {
 	Drain      *Drain
 	Assignment *Assignment
 	Observed   *Observed
+	Retry      *Retry
 }
 
 // Event is a change of one key.
@@ -99,6 +108,7 @@ const (
 	drainsKey      = "drains/"
 	assignmentsKey = "assignments/"
 	observedKey    = "observed/"
+	retriesKey     = "retries/"
 	electionKey    = "election"
 	membersKey     = "members/"
 	vacantKey      = "vacant" // never there
@@ -110,6 +120,7 @@ func (s *Store) drainKey(id fleet.NodeID) string    { return s.prefix + drainsKe
 func (s *Store) assignmentKey(id fleet.CameraID) string {
 	return s.prefix + assignmentsKey + string(id)
 }
+func (s *Store) retryKey(id fleet.CameraID) string    { return s.prefix + retriesKey + string(id) }
 func (s *Store) observedKey(id fleet.CameraID) string { return s.prefix + observedKey + string(id) }
 
 // decode reads a key and its value; ok is false for keys that are no entry. Of
@@ -143,6 +154,10 @@ func (s *Store) decode(kv *mvccpb.KeyValue, deleted bool) (e Entry, ok bool, err
 	case observedKey:
 		v := &controlv1.CameraStatus{}
 		e.Observed, value = &Observed{Camera: fleet.CameraID(id), Status: v, Revision: rev}, v
+	case retriesKey:
+		v, r := &storev1.Retry{}, &Retry{Camera: fleet.CameraID(id), Revision: rev}
+		e.Retry, value = r, v
+		fill = func() { r.Time = v.GetRequestTime() }
 	default:
 		return Entry{}, false, nil
 	}

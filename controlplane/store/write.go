@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"fanlight/internal/fleet"
 	controlv1 "fanlight/proto/fanlight/control/v1"
+	storev1 "fanlight/proto/fanlight/store/v1"
 )
 
 // maxOps is how many comparisons, and how many operations, etcd takes in one
@@ -165,6 +168,30 @@ func (s *Store) UpdateCamera(ctx context.Context, c *Camera) (int64, error) {
 	return revs[0], nil
 }
 
+// Retry stores that an operator wants a camera tried at once, and returns the
+// revision of that. The camera itself does not change. The error wraps
+// [fleet.CameraNotFound] if there is none.
+func (s *Store) Retry(ctx context.Context, id fleet.CameraID, at time.Time) (int64, error) {
+	if err := s.admit(); err != nil {
+		return 0, err
+	}
+	value, err := encode(&storev1.Retry{RequestTime: timestamppb.New(at)})
+	if err != nil {
+		return 0, err
+	}
+	revs, err := s.commit(ctx, nil, []write{{
+		holds: []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(s.cameraKey(id)), ">", 0)},
+		op:    clientv3.OpPut(s.retryKey(id), value),
+	}})
+	if err != nil {
+		return 0, err
+	}
+	if revs[0] == 0 {
+		return 0, fmt.Errorf("camera %q: %w", id, fleet.CameraNotFound)
+	}
+	return revs[0], nil
+}
+
 // DeleteCamera removes a camera, its assignment and what was seen of it, and
 // returns the revision of that. revision is the one that was read; 0: any. The
 // error wraps [fleet.ETagMismatch] or [fleet.CameraNotFound].
@@ -180,6 +207,7 @@ func (s *Store) DeleteCamera(ctx context.Context, id fleet.CameraID, revision in
 			clientv3.OpDelete(key),
 			clientv3.OpDelete(s.assignmentKey(id)),
 			clientv3.OpDelete(s.observedKey(id)),
+			clientv3.OpDelete(s.retryKey(id)),
 		},
 		[]clientv3.Op{clientv3.OpGet(key, clientv3.WithCountOnly())},
 	))

@@ -150,14 +150,16 @@ func (c *camera) send(now time.Time) error {
 		return nil
 	}
 
-	pkts, err := c.encoder.Encode(fill(u.stamped(now), c.size))
-	if err != nil {
-		return err
-	}
-	for _, p := range pkts {
-		p.Timestamp = c.timestamp
-		if err := c.write(c.video, p, now, fault); err != nil {
+	if fault != FreezeVideo {
+		pkts, err := c.encoder.Encode(fill(u.stamped(now), c.size))
+		if err != nil {
 			return err
+		}
+		for _, p := range pkts {
+			p.Timestamp = c.timestamp
+			if err := c.write(c.video, p, now, fault); err != nil {
+				return err
+			}
 		}
 	}
 	if c.audio != nil {

@@ -29,40 +29,99 @@ import (
 // goroutines: hooks of requests from one, packets of each track from one.
 type connection struct {
 	// Static after newConnection.
-	source    *Source
-	url       *base.URL
-	transport fleet.Transport
-	client    *gortsplib.Client
-	start     time.Time
+	source *Source
+	target target
+	addrs  []netip.Addr // of the target's host, in the order in which they are dialled
+	client *gortsplib.Client
+	start  time.Time
 
-	// Owned by Run's goroutine.
-	writer *stream.Writer // nil: not published
+	// Owned by the goroutine that opens it.
+	statuses []fleet.TrackStatus // of the tracks that there are; nil: not known
 
-	// Owned by the client's goroutine for requests; read by Run's after a request.
+	// Owned by the client's goroutine for requests; read by the opener's after a
+	// request.
 	local    net.Addr   // of the TCP connection
 	remote   netip.Addr // of the TCP connection
 	location string     // where the camera redirects to
 	noTracks bool       // the camera's description has none
 
+	// Static after setup.
+	tracks []stream.Track
+	video  *description.Media
+
 	// Owned by the goroutine of the video's packets after Play.
 	sizeKnown bool
 
-	lastVideo atomic.Int64  // nanoseconds after start
-	videoSSRC atomic.Uint32 // of the last packet
+	writer    atomic.Pointer[stream.Writer] // nil: nothing has come yet; stored by the goroutine of the video's packets
+	played    atomic.Bool                   // the camera has accepted PLAY
+	lastVideo atomic.Int64                  // nanoseconds after start
+	videoSSRC atomic.Uint32                 // of the last packet
 	firstOnce sync.Once
 	first     chan struct{}           // closed at the first packet of video
 	size      chan [2]int             // gets the picture's width and height when the SDP did not tell
 	broken    chan *failure           // gets what ends the connection besides gortsplib; one
 	problem   atomic.Pointer[failure] // the same, for those who don't wait
+
+	wg      sync.WaitGroup
+	closing chan struct{} // closed by close
+	ended   chan error    // gets why the client has ended; one
+	gone    chan struct{} // closed when it has
+
+	cancel context.CancelFunc // of the connection's context, called by close; nil: it has none of its own
 }
 
-func newConnection(s *Source, u *base.URL, t fleet.Transport) *connection {
-	c := &connection{
-		source: s, url: u, transport: t, start: time.Now(),
-		first: make(chan struct{}), size: make(chan [2]int, 1), broken: make(chan *failure, 1),
+// newConnection makes a connection that has not been used yet: it resolves the
+// target's host, waits for its turn there and starts the client. waiting, if not
+// nil, is told when the turn comes. The connection is the caller's to close, and
+// ends with ctx.
+func (s *Source) newConnection(ctx context.Context, to target, waiting func(time.Time)) (*connection, *failure) {
+	addrs, err := s.resolve(ctx, to.url.Hostname())
+	if err != nil {
+		return nil, classify(err, hostPort(to.url, s.cfg.Credentials), s.cfg.Credentials)
 	}
+	if !s.cfg.Hosts.wait(ctx, addrs[0], waiting) {
+		return nil, failed(fleet.ReasonConnectionClosed, "the node stopped")
+	}
+	c := &connection{
+		source: s, target: to, addrs: addrs, start: time.Now(),
+		first: make(chan struct{}), size: make(chan [2]int, 1), broken: make(chan *failure, 1),
+		closing: make(chan struct{}), ended: make(chan error, 1), gone: make(chan struct{}),
+	}
+	c.client = c.newClient()
+	if err := c.client.Start(); err != nil {
+		return nil, c.failure(err)
+	}
+	c.wg.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-c.closing:
+		}
+		c.client.Close()
+	})
+	c.wg.Go(func() {
+		c.ended <- c.client.Wait()
+		close(c.gone)
+	})
+	return c, nil
+}
+
+// close ends the connection and its part in the stream. It is called once.
+func (c *connection) close() {
+	close(c.closing)
+	c.wg.Wait()
+	if c.cancel != nil {
+		c.cancel()
+	}
+	if w := c.writer.Load(); w != nil {
+		w.Close()
+	}
+}
+
+// newClient returns the RTSP client, which has not been started.
+func (c *connection) newClient() *gortsplib.Client {
+	s, u := c.source, c.target.url
 	protocol := gortsplib.ProtocolTCP
-	switch t {
+	switch c.target.transport {
 	case fleet.TransportUDP:
 		protocol = gortsplib.ProtocolUDP
 	case fleet.TransportMulticast:
@@ -70,7 +129,7 @@ func newConnection(s *Source, u *base.URL, t fleet.Transport) *connection {
 	default: // auto has been resolved
 	}
 	timeouts := s.cfg.Timeouts
-	c.client = &gortsplib.Client{
+	return &gortsplib.Client{
 		Scheme:       u.Scheme,
 		Host:         u.Host,
 		Protocol:     &protocol,
@@ -90,7 +149,6 @@ func newConnection(s *Source, u *base.URL, t fleet.Transport) *connection {
 		OnPacketsLost:     func(n uint64) { s.counters.lost.Add(int64(min(n, 1<<16))) },
 		OnDecodeError:     func(error) { s.counters.malformed.Add(1) },
 	}
-	return c
 }
 
 // failure explains an error of the client's.
@@ -101,7 +159,7 @@ func (c *connection) failure(err error) *failure {
 	if c.location != "" {
 		return &failure{reason: fleet.ReasonProtocolError, message: "the camera redirects", err: &redirectError{c.location}}
 	}
-	return classify(err, hostPort(c.url, c.source.cfg.Credentials), c.source.cfg.Credentials)
+	return classify(err, hostPort(c.target.url, c.source.cfg.Credentials), c.source.cfg.Credentials)
 }
 
 // hostPort is what messages say of a URL.
@@ -137,12 +195,12 @@ func (c *connection) guard(callback func()) {
 }
 
 func (c *connection) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := c.source.dial(ctx, network, address)
+	conn, err := c.source.dial(ctx, network, address, c.addrs)
 	return c.dialled(conn, err)
 }
 
 func (c *connection) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := c.source.dialTLS(ctx, network, address)
+	conn, err := c.source.dialTLS(ctx, network, address, c.addrs)
 	return c.dialled(conn, err)
 }
 
@@ -205,50 +263,56 @@ func (c *connection) sourceAllowed(source string) bool {
 	return err == nil && (addr.Unmap().WithZone("") == c.remote.WithZone("") || c.source.inNetworks(addr))
 }
 
-// open asks for the tracks, sets them up, publishes them and plays.
-func (c *connection) open() error {
-	s := c.source
-	desc, _, err := c.client.Describe(c.url)
+// describe asks for the tracks, and returns those to play.
+func (c *connection) describe() (*description.Session, []track, error) {
+	creds := c.source.cfg.Credentials
+	desc, _, err := c.client.Describe(c.target.url)
 	if err != nil {
 		switch {
 		case !errors.As(err, &liberrors.ErrClientSDPInvalid{}):
-			return err
+			return nil, nil, err
 		case c.noTracks:
-			return noVideo()
+			return nil, nil, noVideo()
 		default:
-			return &failure{
+			return nil, nil, &failure{
 				reason: fleet.ReasonProtocolError, err: err,
-				message: "the camera's description of its stream (SDP) cannot be read: " + quote(err.Error(), s.cfg.Credentials),
+				message: "the camera's description of its stream (SDP) cannot be read: " + quote(err.Error(), creds),
 			}
 		}
 	}
-	tracks, statuses, problem := chooseTracks(desc, s.cfg.Credentials)
-	s.profile.Tracks = statuses
+	tracks, statuses, problem := chooseTracks(desc, creds)
+	c.statuses = statuses
 	if problem != nil {
-		return problem
+		return nil, nil, problem
 	}
-	c.sizeKnown = statuses[0].Width > 0
+	return desc, tracks, nil
+}
+
+// open asks for the tracks, sets them up and plays.
+func (c *connection) open() error {
+	s := c.source
+	desc, tracks, err := c.describe()
+	if err != nil {
+		return err
+	}
+	c.sizeKnown = c.statuses[0].Width > 0
 	if tracks, err = c.setup(desc, tracks); err != nil {
 		return err
 	}
-
-	var published []stream.Track
-	for _, t := range tracks {
-		published = append(published, t.track)
-	}
-	if c.writer, err = s.cfg.Stream.Publish(published); err != nil {
-		return &failure{reason: fleet.ReasonProtocolError, message: "the stream cannot be passed on", err: err}
-	}
+	c.video = tracks[0].media
 	for i, t := range tracks {
+		c.tracks = append(c.tracks, t.track)
 		c.receive(i, t)
 	}
 	if _, err := c.client.Play(nil); err != nil {
 		return err
 	}
 	s.counters.plays.Add(1)
-	s.backoff.admitted() // only now: some cameras ask for the password at SETUP or PLAY
-	s.keys.connected(c.url, func() { c.guard(func() { c.requestKeyframe(tracks[0].media) }) })
-	c.writer.OnKeyframeRequest(s.keys.ask)
+	delete(s.refusals, accountHost(c.target.asked)) // only now: some cameras ask for the password at SETUP or PLAY
+	c.played.Store(true)
+	if w := c.writer.Load(); w != nil {
+		c.heed(w)
+	}
 	return nil
 }
 
@@ -265,8 +329,8 @@ func (c *connection) setup(desc *description.Session, tracks []track) ([]track, 
 		if u, err := t.media.URL(desc.BaseURL); err != nil || u == nil {
 			return nil, failed(fleet.ReasonProtocolError, "the camera's description of its stream (SDP) has a control attribute that is no URL")
 		}
-		if c.url.Scheme == "rtsps" && c.transport != fleet.TransportTCP && t.media.Profile != headers.TransportProfileSAVP {
-			return nil, failed(fleet.ReasonTransportUnsupported, "the camera would send unencrypted media over "+c.transport.String()+": set transport to tcp or auto")
+		if c.target.url.Scheme == "rtsps" && c.target.transport != fleet.TransportTCP && t.media.Profile != headers.TransportProfileSAVP {
+			return nil, failed(fleet.ReasonTransportUnsupported, "the camera would send unencrypted media over "+c.target.transport.String()+": set transport to tcp or auto")
 		}
 		_, err := c.client.Setup(desc.BaseURL, t.media, 0, 0)
 		if i > 0 && errors.As(err, &liberrors.ErrClientBadStatusCode{}) {
@@ -284,30 +348,61 @@ func (c *connection) setup(desc *description.Session, tracks []track) ([]track, 
 
 // refuseAudio says in the status that the audio track is not passed on.
 func (c *connection) refuseAudio() {
-	tracks := c.source.profile.Tracks
-	for i := range tracks[1:] { // the video is the first
-		if status := &tracks[1+i]; status.UnsupportedReason == "" {
+	for i := range c.statuses[1:] { // the video is the first
+		if status := &c.statuses[1+i]; status.UnsupportedReason == "" {
 			status.UnsupportedReason = "the camera refused to set it up"
 		}
 	}
 }
 
-// receive passes a track's packets on to the stream.
+// receive passes a track's packets on to the stream, which is the connection's
+// from its first packet of video on.
 func (c *connection) receive(index int, t track) {
-	w := c.writer
-	handle := func(p *rtp.Packet) { w.WriteRTP(index, p) }
+	handle := func(p *rtp.Packet) {
+		if w := c.writer.Load(); w != nil {
+			w.WriteRTP(index, p)
+		}
+	}
 	if t.track.Kind == stream.Video {
 		handle = func(p *rtp.Packet) {
+			w := c.writer.Load()
+			if w == nil {
+				if w = c.publish(); w == nil {
+					return
+				}
+			}
 			c.onVideo(p)
 			w.WriteRTP(index, p)
 		}
 	}
 	c.client.OnPacketRTP(t.media, t.format, func(p *rtp.Packet) { c.guard(func() { handle(p) }) })
 	c.client.OnPacketRTCP(t.media, func(p rtcp.Packet) {
-		if report, ok := p.(*rtcp.SenderReport); ok && report.NTPTime != 0 {
+		w := c.writer.Load()
+		if report, ok := p.(*rtcp.SenderReport); ok && report.NTPTime != 0 && w != nil {
 			c.guard(func() { w.WriteSenderReport(index, ntpTime(report.NTPTime), report.RTPTime) })
 		}
 	})
+}
+
+// publish makes the stream the connection's. It returns nil if it cannot be.
+func (c *connection) publish() *stream.Writer {
+	w, err := c.source.cfg.Stream.Publish(c.tracks)
+	if err != nil {
+		c.fail(&failure{reason: fleet.ReasonProtocolError, message: "the stream cannot be passed on", err: err})
+		return nil
+	}
+	c.writer.Store(w)
+	if c.played.Load() {
+		c.heed(w)
+	}
+	return w
+}
+
+// heed has the camera asked for the keyframes that the stream wants. Until PLAY
+// has been accepted nothing can be written to the camera.
+func (c *connection) heed(w *stream.Writer) {
+	c.source.keys.connected(c, func() { c.guard(func() { c.requestKeyframe(c.video) }) })
+	w.OnKeyframeRequest(c.source.keys.ask)
 }
 
 // onVideo notes what the watchdog and the status need.
@@ -339,61 +434,11 @@ func (c *connection) requestKeyframe(media *description.Media) {
 	c.source.countKeyframe(askedRTCP)
 }
 
-// watch waits for the connection's end and returns why it ended.
-func (c *connection) watch(ctx context.Context, ended <-chan error) *failure {
-	s := c.source
-	first := c.first
-	wait := s.cfg.Timeouts.Media
-	if c.transport == fleet.TransportUDP && s.cfg.Profile.Transport == fleet.TransportAuto {
-		wait = s.cfg.Timeouts.UDP
-	}
-	tick := time.NewTicker(min(wait, s.cfg.Timeouts.Media) / 16)
-	defer tick.Stop()
-	playing := time.Since(c.start)
-	var live time.Time // zero: not yet
-	end := func(f *failure) *failure {
-		if !live.IsZero() {
-			f.wasLive = true
-			s.backoff.live(time.Since(live))
-		}
-		return f
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return end(failed(fleet.ReasonConnectionClosed, "the node stopped"))
-		case f := <-c.broken:
-			return end(f)
-		case err := <-ended:
-			return end(c.failure(err))
-		case <-first:
-			first = nil
-			live, wait = time.Now(), s.cfg.Timeouts.Media
-			s.profile.Transport = c.transport
-			s.setLive()
-		case size := <-c.size:
-			s.profile.Tracks[0].Width, s.profile.Tracks[0].Height = size[0], size[1]
-			if !live.IsZero() {
-				s.setStatus(s.status)
-			}
-		case <-s.keys.changed:
-			if !live.IsZero() {
-				s.setStatus(s.status)
-			}
-		case <-tick.C:
-			since := max(playing, time.Duration(c.lastVideo.Load()))
-			if time.Since(c.start)-since > wait {
-				return end(noMedia(c.transport, wait, !live.IsZero()))
-			}
-		}
-	}
-}
-
 // closeWriter ends the connection's part in the stream, after the client's end.
 func (c *connection) closeWriter() {
-	c.source.keys.disconnected()
-	if c.writer != nil {
-		c.writer.Close()
+	c.source.keys.disconnected(c)
+	if w := c.writer.Load(); w != nil {
+		w.Close()
 	}
 }
 

@@ -17,9 +17,23 @@ import (
 	"fanlight/internal/fleet"
 )
 
-// dial is dialAllowed for RTSP.
-func (s *Source) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := s.dialAllowed(ctx, network, address)
+// dialAllowed resolves a host and opens a TCP connection to one of its addresses
+// that are allowed.
+func (s *Source) dialAllowed(ctx context.Context, network, address string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, failed(fleet.ReasonProtocolError, "the URL's host and port cannot be used")
+	}
+	addrs, err := s.resolve(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	return s.dialAny(ctx, network, address, addrs)
+}
+
+// dial is dialAny for RTSP.
+func (s *Source) dial(ctx context.Context, network, address string, addrs []netip.Addr) (net.Conn, error) {
+	conn, err := s.dialAny(ctx, network, address, addrs)
 	if err != nil {
 		return nil, err
 	}
@@ -27,16 +41,12 @@ func (s *Source) dial(ctx context.Context, network, address string) (net.Conn, e
 	return conn, nil
 }
 
-// dialAllowed opens a TCP connection to a host and port: it resolves the name once
-// and dials the addresses that are allowed, in the resolver's order.
-func (s *Source) dialAllowed(ctx context.Context, network, address string) (net.Conn, error) {
-	host, port, err := net.SplitHostPort(address)
+// dialAny opens a TCP connection to a port of a host that has been resolved: it
+// dials the addresses, which are allowed, in the resolver's order.
+func (s *Source) dialAny(ctx context.Context, network, address string, addrs []netip.Addr) (net.Conn, error) {
+	_, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, failed(fleet.ReasonProtocolError, "the URL's host and port cannot be used")
-	}
-	addrs, err := s.resolve(ctx, host)
-	if err != nil {
-		return nil, err
 	}
 	var last error
 	for i, addr := range addrs {
@@ -57,6 +67,8 @@ func (s *Source) dialAllowed(ctx context.Context, network, address string) (net.
 
 // resolve returns the addresses of a host that are allowed: at least one.
 func (s *Source) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeouts.Request)
+	defer cancel()
 	addrs, err := s.cfg.Resolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
 		return nil, err
@@ -93,8 +105,8 @@ func (s *Source) inNetworks(addr netip.Addr) bool {
 
 // dialTLS is dial and a handshake, which gortsplib would leave without a limit
 // in time.
-func (s *Source) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := s.dial(ctx, network, address)
+func (s *Source) dialTLS(ctx context.Context, network, address string, addrs []netip.Addr) (net.Conn, error) {
+	conn, err := s.dial(ctx, network, address, addrs)
 	if err != nil {
 		return nil, err
 	}

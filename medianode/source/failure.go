@@ -32,6 +32,7 @@ type failure struct {
 	err            error  // nil: there is no more to it
 	otherTransport bool   // another transport may work
 	wasLive        bool   // media had come
+	again          bool   // none really: to be tried again soon, and not to be told
 }
 
 func (f *failure) Error() string {

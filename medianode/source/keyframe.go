@@ -47,11 +47,12 @@ type keyframes struct {
 	clientURL string    // the RTSP URL that client was made for
 	spaced    time.Time // when ONVIF may be used next
 
-	mu      sync.Mutex // guards the rest
-	pli     func()     // of the connection; nil: there is none
-	url     string     // of the connection
-	epoch   int        // counts connections
-	pending *wish      // nil: none that run has not taken
+	mu      sync.Mutex  // guards the rest
+	owner   *connection // that is asked; nil: there is none
+	pli     func()      // of the connection; nil: there is none
+	url     string      // of the connection
+	epoch   int         // counts connections
+	pending *wish       // nil: none that run has not taken
 }
 
 // wish is a request for a keyframe, and what there was when it came up.
@@ -94,20 +95,24 @@ func deviceURL(cfg Config) string {
 
 // connected says that there is a connection, with its URL and what sends a picture
 // loss indication on it.
-func (k *keyframes) connected(u *base.URL, pli func()) {
+func (k *keyframes) connected(c *connection, pli func()) {
 	stats := k.source.cfg.Stream.Stats()
 	k.memory.with(k.key, func(h *habit) { h.forced = stats.Keyframes + 1 })
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.pli, k.url, k.pending = pli, u.CloneWithoutCredentials().String(), nil
+	k.owner, k.pli, k.url, k.pending = c, pli, c.target.url.CloneWithoutCredentials().String(), nil
 	k.epoch++
 }
 
-// disconnected says that there is none.
-func (k *keyframes) disconnected() {
+// disconnected says that a connection has ended; if it is the one that is asked,
+// there is none.
+func (k *keyframes) disconnected(c *connection) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.pli, k.pending = nil, nil
+	if k.owner != c {
+		return
+	}
+	k.owner, k.pli, k.pending = nil, nil, nil
 	k.epoch++
 }
 

@@ -229,10 +229,6 @@ func TestBackoff(t *testing.T) {
 	b = backoff{retry: Retry{}.withDefaults()}
 	within("refusal 1", b.after(fleet.ReasonAuthenticationFailed), quarter, time.Second)
 	within("refusal 2", b.after(fleet.ReasonAuthenticationFailed), quarter, 2*time.Second)
-	within("refusal 3", b.after(fleet.ReasonAuthenticationFailed), 11*time.Minute, 15*time.Minute)
-	within("refusal 4", b.after(fleet.ReasonAuthenticationFailed), 11*time.Minute, 15*time.Minute)
-	b.admitted()
-	within("refusal after admission", b.after(fleet.ReasonAuthenticationFailed), quarter, 30*time.Second)
 
 	// Full jitter: the waits differ.
 	seen := map[time.Duration]bool{}

@@ -18,18 +18,32 @@ type Retry struct {
 	// allowed. The first such wait is an eighth of it. 0: 60 s.
 	Hold time.Duration
 
-	// Auth is the wait after the third refusal of the credentials; 0: 15 min.
-	Auth time.Duration
-
 	// Stable is how long media must have come for the waits to begin anew; 0: 10 s.
 	Stable time.Duration
+
+	// While media comes from a fallback URL, those before it are probed.
+	Probe    time.Duration // the first wait before a probe at most, at least three quarters of it; then it doubles; 0: 30 s
+	ProbeMax time.Duration // the longest such wait; 0: 5 min
+	Confirm  time.Duration // the wait before the second probe, which must succeed too; 0: 5 s
+	// Settled is how long media must have come after a return to an earlier URL
+	// for the return to count as good; 0: 60 s.
+	Settled time.Duration
 }
 
 func (r Retry) withDefaults() Retry {
 	for _, d := range []struct {
 		value *time.Duration
 		def   time.Duration
-	}{{&r.Min, time.Second}, {&r.Max, 30 * time.Second}, {&r.Hold, time.Minute}, {&r.Auth, 15 * time.Minute}, {&r.Stable, 10 * time.Second}} {
+	}{
+		{&r.Min, time.Second},
+		{&r.Max, 30 * time.Second},
+		{&r.Hold, time.Minute},
+		{&r.Stable, 10 * time.Second},
+		{&r.Probe, 30 * time.Second},
+		{&r.ProbeMax, 5 * time.Minute},
+		{&r.Confirm, 5 * time.Second},
+		{&r.Settled, time.Minute},
+	} {
 		if *d.value <= 0 {
 			*d.value = d.def
 		}
@@ -37,16 +51,11 @@ func (r Retry) withDefaults() Retry {
 	return r
 }
 
-// authTries is how many times credentials are tried before a long wait. Cameras
-// lock an account after five or more failures.
-const authTries = 3
-
 // backoff decides when to try again.
 type backoff struct {
 	retry    Retry
 	failures int // in a row
 	holds    int // in a row
-	refusals int // of the credentials, in a row
 }
 
 // live says that media had come for d when the connection ended.
@@ -57,17 +66,10 @@ func (b *backoff) live(d time.Duration) {
 	}
 }
 
-// admitted says that the camera accepted the credentials, for good: it plays.
-func (b *backoff) admitted() { b.refusals = 0 }
-
-// after returns how long to wait after a failure.
+// after returns how long to wait after a failure. It knows nothing of hosts that
+// are not to be tried again.
 func (b *backoff) after(reason fleet.Reason) time.Duration {
 	switch reason {
-	case fleet.ReasonAuthenticationFailed:
-		b.refusals++
-		if b.refusals >= authTries {
-			return between(b.retry.Auth*3/4, b.retry.Auth)
-		}
 	case fleet.ReasonStreamNotFound, fleet.ReasonCameraBusy, fleet.ReasonTransportUnsupported, fleet.ReasonTLSFailed,
 		fleet.ReasonNoVideo, fleet.ReasonCodecUnsupported, fleet.ReasonNetworkForbidden:
 		b.holds++

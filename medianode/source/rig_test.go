@@ -24,7 +24,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fast is a Retry for tests.
-var fast = Retry{Min: 40 * time.Millisecond, Max: 200 * time.Millisecond, Hold: 400 * time.Millisecond, Auth: time.Hour}
+var fast = Retry{Min: 40 * time.Millisecond, Max: 200 * time.Millisecond, Hold: 400 * time.Millisecond}
 
 // runSim runs simulated cameras until the test ends or the function returned is called.
 func runSim(t *testing.T, cfg simcam.Config) (*simcam.Server, func()) {
@@ -154,6 +154,17 @@ func (r *rig) waitFailed(t *testing.T, n int, reason fleet.Reason) (fleet.Camera
 	}
 	if status.Message == "" || status.RetryTime.IsZero() || status.Since.IsZero() {
 		t.Errorf("message %q, retry time %v, since %v: none may be empty", status.Message, status.RetryTime, status.Since)
+	}
+	return status, n
+}
+
+// waitStopped waits for the next failure, after which the camera is not tried
+// again.
+func (r *rig) waitStopped(t *testing.T, n int) (fleet.CameraStatus, int) {
+	t.Helper()
+	status, n := r.waitStatus(t, n, "failed", func(s fleet.CameraStatus) bool { return s.State == fleet.CameraFailed })
+	if status.Reason != fleet.ReasonAuthenticationFailed || !status.RetryTime.IsZero() || !strings.Contains(status.Message, "fanlight camera retry") {
+		t.Errorf("failed with %s, next try %v, message %q; want authentication_failed, none, how to have it tried again", status.Reason, status.RetryTime, status.Message)
 	}
 	return status, n
 }

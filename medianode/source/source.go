@@ -12,9 +12,19 @@
 // what to change, and tries again: after connections that were refused or lost,
 // after 0.25 to 1 s and then with exponential backoff and full jitter up to 30 s;
 // after failures that only somebody's action cures (no such stream, camera busy,
-// codec not supported…) more slowly; after three refusals of the password every
-// 15 minutes only, because cameras lock accounts. No packet of video for 5 s is a
-// failure too, and ends the connection.
+// codec not supported…) more slowly. A host that has refused the credentials three
+// times is not tried again, because cameras lock accounts, until the source is
+// made anew with others or [Source.Retry] is called. No packet of video for 5 s
+// is a failure too, and ends the connection. How often one host is connected to
+// is bounded over all sources, see [Hosts].
+//
+// A profile's fallback URLs are tried in order when its URL fails. While one of
+// them is in use, those before it are probed with DESCRIBE, which takes none of
+// the sessions that a camera accepts; when one has a usable stream twice in a
+// row, the source goes back to it: the new connection replaces the old one in the
+// stream with its first packet of video. Twice, because a camera that starts, or
+// a network that comes and goes, may answer once and not again, and each return
+// costs the viewers a wait for a keyframe.
 //
 // What it trusts: the operator's URLs, and nothing that the camera says. Host
 // names are resolved once for each attempt, each address is checked against the
@@ -32,18 +42,12 @@ package source
 import (
 	"context"
 	"crypto/x509"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode"
-
-	"github.com/bluenviron/gortsplib/v5/pkg/base"
 
 	"fanlight/internal/fleet"
 	"fanlight/medianode/stream"
@@ -63,6 +67,10 @@ type Config struct {
 	// measured are the caller's to fill in.
 	OnStatus func(fleet.CameraStatus)
 
+	// OnFailure is called from Run's goroutine when an attempt has failed, or the
+	// connection of a live camera, with the reason that the status gives.
+	OnFailure func(fleet.Reason)
+
 	Networks []netip.Prefix // where cameras may be; none: anywhere
 
 	// ONVIFURL is the camera's ONVIF device service, without credentials. Empty:
@@ -77,8 +85,13 @@ type Config struct {
 	// automatic, until one of them has worked here: elsewhere it was TCP that did.
 	TCPFirst bool
 
+	// MaxSessions is how many RTSP sessions the camera accepts; 0: any number. With
+	// 1, the connection to a fallback URL ends before that to an earlier one begins.
+	MaxSessions int
+
 	Timeouts Timeouts
 	Retry    Retry
+	Hosts    *Hosts // shared by all sources of the node; nil: no limit
 
 	RootCAs  *x509.CertPool // for rtsps without a fingerprint; nil: the system's
 	Resolver *net.Resolver  // nil: net.DefaultResolver
@@ -107,15 +120,18 @@ func (t Timeouts) withDefaults() Timeouts {
 // Source pulls one profile of one camera.
 type Source struct {
 	// Static after New.
-	log *slog.Logger
-	cfg Config
+	log   *slog.Logger
+	cfg   Config
+	retry chan struct{} // holds a token from Retry until Run has heeded it
 
 	// Owned by Run.
 	status       fleet.CameraStatus
 	profile      fleet.ProfileStatus
 	backoff      backoff
-	tcpFirst     map[string]bool // by host and port: media came over TCP last time
-	audioRefused bool            // the camera refused to set its audio up; it is not asked again
+	tcpFirst     map[string]bool     // by host and port: media came over TCP last time
+	audioRefused bool                // the camera refused to set its audio up; it is not asked again
+	refusals     map[string]*refusal // of the credentials, in a row, by host
+	returns      returns
 
 	keys     *keyframes
 	counters counters
@@ -160,6 +176,9 @@ func New(cfg Config) *Source {
 	if cfg.OnStatus == nil {
 		cfg.OnStatus = func(fleet.CameraStatus) {}
 	}
+	if cfg.OnFailure == nil {
+		cfg.OnFailure = func(fleet.Reason) {}
+	}
 	if cfg.Resolver == nil {
 		cfg.Resolver = net.DefaultResolver
 	}
@@ -170,9 +189,32 @@ func New(cfg Config) *Source {
 		profile:  fleet.ProfileStatus{ID: cfg.Profile.ID},
 		backoff:  backoff{retry: cfg.Retry.withDefaults()},
 		tcpFirst: make(map[string]bool),
+		refusals: make(map[string]*refusal),
+		retry:    make(chan struct{}, 1),
 	}
 	s.keys = newKeyframes(s)
 	return s
+}
+
+// Retry has the source try at once what it would try later: it ends the wait
+// after a failure, forgets the failures and the refusals of the credentials, and
+// begins with the first URL. While media comes from a fallback URL, those before
+// it are probed at once, and one good answer is enough to go back. While media
+// comes from the first URL it has no effect. It may be called from any goroutine,
+// and returns at once.
+func (s *Source) Retry() {
+	select {
+	case s.retry <- struct{}{}:
+	default:
+	}
+}
+
+// startOver forgets what has failed.
+func (s *Source) startOver() {
+	s.log.Info("camera retried")
+	s.backoff = backoff{retry: s.backoff.retry}
+	clear(s.refusals)
+	s.returns = returns{}
 }
 
 // Run pulls the camera until ctx ends, and returns nil when everything it
@@ -186,107 +228,52 @@ func (s *Source) Run(ctx context.Context) error {
 	defer cancel()
 	s.setStatus(fleet.CameraStatus{State: fleet.CameraConnecting, Reason: fleet.ReasonStarting})
 	for {
-		f := s.pullOnce(ctx)
+		said, tried := s.pullOnce(ctx)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // an end that was asked for is no error
 		}
-		delay := s.backoff.after(f.reason)
-		s.log.Info("camera failed", "reason", string(f.reason), "message", f.message, "retry_in", delay)
-		s.profile.Transport = fleet.TransportAuto // none
-		s.setStatus(fleet.CameraStatus{
-			State: fleet.CameraFailed, Reason: f.reason, Message: f.message, RetryTime: time.Now().Add(delay),
-		})
-		if !sleep(ctx, delay) {
+		if said.again {
+			// The camera is told of the end of a session, and not waited for.
+			if !s.pause(ctx, s.backoff.retry.Min/4, true) {
+				return nil
+			}
+			continue
+		}
+		status := fleet.CameraStatus{State: fleet.CameraFailed, Reason: said.reason, Message: said.message}
+		var delay time.Duration
+		if tried != nil {
+			delay = s.backoff.after(tried.reason)
+			status.RetryTime = time.Now().Add(delay)
+			s.log.Info("camera failed", "reason", string(said.reason), "message", said.message, "retry_in", delay)
+		} else {
+			s.log.Warn("camera failed and is not tried again", "reason", string(said.reason), "message", said.message)
+		}
+		s.profile.Transport, s.profile.URLIndex = fleet.TransportAuto, 0 // none
+		s.setStatus(status)
+		s.cfg.OnFailure(said.reason)
+		if !s.pause(ctx, delay, tried != nil) {
 			return nil
 		}
 	}
 }
 
-// pullOnce tries the URL and then the fallback URLs. It returns why the first
-// one failed, or the one that media came from.
-func (s *Source) pullOnce(ctx context.Context) *failure {
-	var first *failure
-	refused := make(map[string]bool) // hosts that refused the credentials
-	for _, raw := range append([]string{s.cfg.Profile.URL}, s.cfg.Profile.FallbackURLs...) {
-		u, f := s.parseURL(raw)
-		if f == nil && refused[u.Host] {
-			continue // would only bring the account nearer to being locked
-		}
-		if f == nil {
-			f = s.pull(ctx, u)
-		}
-		if ctx.Err() != nil || f.wasLive {
-			return f
-		}
-		if f.reason == fleet.ReasonAuthenticationFailed {
-			refused[u.Host] = true
-		}
-		if first == nil {
-			first = f
-		} else {
-			s.log.Debug("fallback URL failed", "reason", string(f.reason), "message", f.message)
-		}
+// pause waits for d, without wake until Retry is called, and tells whether ctx is
+// still on.
+func (s *Source) pause(ctx context.Context, d time.Duration, wake bool) bool {
+	var passed <-chan time.Time
+	if wake {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		passed = t.C
 	}
-	return first
-}
-
-// parseURL returns a configured URL with the credentials in it, which is how
-// gortsplib takes them; it sends and prints URLs without.
-func (s *Source) parseURL(raw string) (*base.URL, *failure) {
-	u, err := base.ParseURL(raw)
-	if err != nil || u.Hostname() == "" {
-		// The error would quote the URL.
-		return nil, failed(fleet.ReasonProtocolError, "the URL cannot be used: it must be like rtsp://host:port/path or rtsps://host:port/path")
+	select {
+	case <-passed:
+	case <-s.retry:
+		s.startOver()
+	case <-ctx.Done():
+		return false
 	}
-	creds := s.cfg.Credentials
-	if strings.ContainsFunc(creds.Username+creds.Password, unicode.IsControl) {
-		return nil, failed(fleet.ReasonAuthenticationFailed, "the user name or password has control characters, which cannot be sent: set them without")
-	}
-	return withCredentials(u, creds), nil
-}
-
-// pull pulls from one URL over the transports that are allowed for it.
-func (s *Source) pull(ctx context.Context, u *base.URL) *failure {
-	var f *failure
-	for _, t := range s.transports(u) {
-		f = s.connect(ctx, u, t)
-		if f.wasLive {
-			s.tcpFirst[u.Host] = t == fleet.TransportTCP
-		}
-		if ctx.Err() != nil || f.wasLive || !f.otherTransport {
-			break
-		}
-		s.log.Debug("transport failed", "transport", t.String(), "reason", string(f.reason), "message", f.message)
-	}
-	return f
-}
-
-// transports returns what to try for a URL, in order.
-func (s *Source) transports(u *base.URL) []fleet.Transport {
-	switch {
-	case s.cfg.Profile.Transport != fleet.TransportAuto:
-		return []fleet.Transport{s.cfg.Profile.Transport}
-	case u.Scheme == "rtsps":
-		return []fleet.Transport{fleet.TransportTCP} // inside TLS, whether or not the camera has SRTP
-	case s.tcpBefore(u):
-		return []fleet.Transport{fleet.TransportTCP, fleet.TransportUDP}
-	default:
-		return []fleet.Transport{fleet.TransportUDP, fleet.TransportTCP}
-	}
-}
-
-// tcpBefore tells whether TCP is tried before UDP for a URL.
-func (s *Source) tcpBefore(u *base.URL) bool {
-	if worked, known := s.tcpFirst[u.Host]; known {
-		return worked
-	}
-	return s.cfg.TCPFirst
-}
-
-// setLive says that media comes, with the tracks and transport of s.profile.
-func (s *Source) setLive() {
-	s.log.Info("camera live", "transport", s.profile.Transport.String())
-	s.setStatus(fleet.CameraStatus{State: fleet.CameraLive})
+	return true
 }
 
 // setStatus is the only place that says where the camera stands.
@@ -299,6 +286,7 @@ func (s *Source) setStatus(status fleet.CameraStatus) {
 	profile.Tracks = append([]fleet.TrackStatus(nil), s.profile.Tracks...)
 	profile.PacketsLost = s.counters.lost.Load()
 	profile.KeyframeRequest = s.keys.way()
+	profile.State, profile.Reason, profile.Message, profile.RetryTime = status.State, status.Reason, status.Message, status.RetryTime
 	status.Profiles = []fleet.ProfileStatus{profile}
 	s.status = status
 	s.cfg.Stream.Board().SetStatus(status)
@@ -315,50 +303,4 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// connect pulls from one URL over one transport, and follows redirects.
-func (s *Source) connect(ctx context.Context, u *base.URL, t fleet.Transport) *failure {
-	const redirects = 3
-	for range redirects + 1 {
-		f := s.play(ctx, u, t)
-		var r *redirectError
-		if !errors.As(f.err, &r) {
-			return f
-		}
-		next, problem := redirect(u, r.location)
-		if problem != nil {
-			return problem
-		}
-		u = next
-	}
-	return failed(fleet.ReasonProtocolError, fmt.Sprintf("the camera redirected more than %d times: set the URL it leads to", redirects))
-}
-
-// play holds one RTSP connection, from dialling to its end.
-func (s *Source) play(ctx context.Context, u *base.URL, t fleet.Transport) *failure {
-	c := newConnection(s, u, t)
-	if err := c.client.Start(); err != nil {
-		return c.failure(err)
-	}
-	var wg sync.WaitGroup
-	closing, ended := make(chan struct{}), make(chan error, 1)
-	wg.Go(func() {
-		select {
-		case <-ctx.Done():
-		case <-closing:
-		}
-		c.client.Close()
-	})
-	wg.Go(func() { ended <- c.client.Wait() })
-	defer func() {
-		close(closing)
-		wg.Wait()
-		c.closeWriter()
-	}()
-
-	if err := c.open(); err != nil {
-		return c.failure(err)
-	}
-	return c.watch(ctx, ended)
 }

@@ -82,7 +82,7 @@ func (x Assignment_Move) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Assignment_Move.Descriptor instead.
 func (Assignment_Move) EnumDescriptor() ([]byte, []int) {
-	return file_fanlight_store_v1_store_proto_rawDescGZIP(), []int{1, 0}
+	return file_fanlight_store_v1_store_proto_rawDescGZIP(), []int{2, 0}
 }
 
 // Camera is the value of cameras/{camera}: the camera as operators want it.
@@ -153,6 +153,54 @@ func (x *Camera) GetCreateRequestId() string {
 	return ""
 }
 
+// Retry is the value of retries/{camera}, beside the camera so that its etag stays:
+// an operator wants the camera tried at once. Its key's revision is what grows
+// with each time.
+type Retry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was wanted last.
+	RequestTime   *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=request_time,json=requestTime,proto3" json:"request_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retry) Reset() {
+	*x = Retry{}
+	mi := &file_fanlight_store_v1_store_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retry) ProtoMessage() {}
+
+func (x *Retry) ProtoReflect() protoreflect.Message {
+	mi := &file_fanlight_store_v1_store_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retry.ProtoReflect.Descriptor instead.
+func (*Retry) Descriptor() ([]byte, []int) {
+	return file_fanlight_store_v1_store_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Retry) GetRequestTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestTime
+	}
+	return nil
+}
+
 // Assignment is the value of assignments/{camera}: the leader's decision.
 type Assignment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -187,7 +235,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_fanlight_store_v1_store_proto_msgTypes[1]
+	mi := &file_fanlight_store_v1_store_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -199,7 +247,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_store_v1_store_proto_msgTypes[1]
+	mi := &file_fanlight_store_v1_store_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -212,7 +260,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_fanlight_store_v1_store_proto_rawDescGZIP(), []int{1}
+	return file_fanlight_store_v1_store_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Assignment) GetNode() string {
@@ -311,7 +359,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_fanlight_store_v1_store_proto_msgTypes[2]
+	mi := &file_fanlight_store_v1_store_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -323,7 +371,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_fanlight_store_v1_store_proto_msgTypes[2]
+	mi := &file_fanlight_store_v1_store_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -336,7 +384,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_fanlight_store_v1_store_proto_rawDescGZIP(), []int{2}
+	return file_fanlight_store_v1_store_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Replica) GetName() string {
@@ -403,7 +451,9 @@ const file_fanlight_store_v1_store_proto_rawDesc = "" +
 	"\x06Camera\x123\n" +
 	"\x06camera\x18\x01 \x01(\v2\x1b.fanlight.control.v1.CameraR\x06camera\x12'\n" +
 	"\x0fsealed_password\x18\x02 \x01(\fR\x0esealedPassword\x12*\n" +
-	"\x11create_request_id\x18\x03 \x01(\tR\x0fcreateRequestId\"\xfe\x03\n" +
+	"\x11create_request_id\x18\x03 \x01(\tR\x0fcreateRequestId\"F\n" +
+	"\x05Retry\x12=\n" +
+	"\frequest_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\vrequestTime\"\xfe\x03\n" +
 	"\n" +
 	"Assignment\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1e\n" +
@@ -449,30 +499,32 @@ func file_fanlight_store_v1_store_proto_rawDescGZIP() []byte {
 }
 
 var file_fanlight_store_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_fanlight_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_fanlight_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_fanlight_store_v1_store_proto_goTypes = []any{
 	(Assignment_Move)(0),          // 0: fanlight.store.v1.Assignment.Move
 	(*Camera)(nil),                // 1: fanlight.store.v1.Camera
-	(*Assignment)(nil),            // 2: fanlight.store.v1.Assignment
-	(*Replica)(nil),               // 3: fanlight.store.v1.Replica
-	(*v1.Camera)(nil),             // 4: fanlight.control.v1.Camera
-	(v1.Reason)(0),                // 5: fanlight.control.v1.Reason
+	(*Retry)(nil),                 // 2: fanlight.store.v1.Retry
+	(*Assignment)(nil),            // 3: fanlight.store.v1.Assignment
+	(*Replica)(nil),               // 4: fanlight.store.v1.Replica
+	(*v1.Camera)(nil),             // 5: fanlight.control.v1.Camera
 	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
-	(v1.Member_State)(0),          // 7: fanlight.control.v1.Member.State
+	(v1.Reason)(0),                // 7: fanlight.control.v1.Reason
+	(v1.Member_State)(0),          // 8: fanlight.control.v1.Member.State
 }
 var file_fanlight_store_v1_store_proto_depIdxs = []int32{
-	4, // 0: fanlight.store.v1.Camera.camera:type_name -> fanlight.control.v1.Camera
-	5, // 1: fanlight.store.v1.Assignment.reason:type_name -> fanlight.control.v1.Reason
-	6, // 2: fanlight.store.v1.Assignment.assign_time:type_name -> google.protobuf.Timestamp
-	0, // 3: fanlight.store.v1.Assignment.move:type_name -> fanlight.store.v1.Assignment.Move
-	6, // 4: fanlight.store.v1.Assignment.move_time:type_name -> google.protobuf.Timestamp
-	7, // 5: fanlight.store.v1.Replica.state:type_name -> fanlight.control.v1.Member.State
-	6, // 6: fanlight.store.v1.Replica.report_time:type_name -> google.protobuf.Timestamp
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	5, // 0: fanlight.store.v1.Camera.camera:type_name -> fanlight.control.v1.Camera
+	6, // 1: fanlight.store.v1.Retry.request_time:type_name -> google.protobuf.Timestamp
+	7, // 2: fanlight.store.v1.Assignment.reason:type_name -> fanlight.control.v1.Reason
+	6, // 3: fanlight.store.v1.Assignment.assign_time:type_name -> google.protobuf.Timestamp
+	0, // 4: fanlight.store.v1.Assignment.move:type_name -> fanlight.store.v1.Assignment.Move
+	6, // 5: fanlight.store.v1.Assignment.move_time:type_name -> google.protobuf.Timestamp
+	8, // 6: fanlight.store.v1.Replica.state:type_name -> fanlight.control.v1.Member.State
+	6, // 7: fanlight.store.v1.Replica.report_time:type_name -> google.protobuf.Timestamp
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_fanlight_store_v1_store_proto_init() }
@@ -486,7 +538,7 @@ func file_fanlight_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fanlight_store_v1_store_proto_rawDesc), len(file_fanlight_store_v1_store_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
