@@ -111,7 +111,7 @@ type compatStatus struct {
 	Profiles []struct {
 		Tracks []struct {
 			Codec             string `json:"codec"`
-			UnsupportedReason string `json:"unsupportedReason"`
+			UnsupportedReason string `json:"unsupported_reason"`
 		} `json:"tracks"`
 		Loss float64 `json:"loss"`
 	} `json:"profiles"`
@@ -146,7 +146,7 @@ func (s *system) judge(t *testing.T, camera compatCamera, c cameTo) (outcome, st
 			return gaps, st.Verdict.Message
 		}
 		return outcome(fmt.Sprintf("%d pictures, verdict %q of a camera that is %s", c.Video, st.Verdict.Cause, st.State)), st.Verdict.Message
-	case c.Video >= compatFrames && !camera.sounds():
+	case c.Video >= camera.frames() && !camera.sounds():
 		if camera.want != silent {
 			return plays, ""
 		}
@@ -155,9 +155,9 @@ func (s *system) judge(t *testing.T, camera compatCamera, c cameTo) (outcome, st
 			return outcome(fmt.Sprintf("plays, %d of sound, and the camera's status says %q", c.Audio, why)), ""
 		}
 		return silent, why
-	case c.Video >= compatFrames && c.Audio >= compatSounds:
+	case c.Video >= camera.frames() && c.Audio >= compatSounds:
 		return withSound, ""
-	case c.Video >= compatFrames:
+	case c.Video >= camera.frames():
 		return outcome(fmt.Sprintf("plays, but %d of sound", c.Audio)), ""
 	}
 	// Accepted, and no picture: the camera's state has the reason.

@@ -38,11 +38,17 @@ type cameraFault struct {
 	UDP        bool
 	MTU        int     // 0: 1,400
 	Loss       float64 // share of video packets
-	Clock      string  // "leaps", "slow"; empty: good
+	Clock      string  // empty: good
 	NoNTP      bool    // sender reports with a clock that was never set
 	NoSDPSets  bool
 	NoBandSets bool
 }
+
+// The clocks of RTP timestamps.
+const (
+	clockLeaps = "leaps"
+	clockSlow  = "slow"
+)
 
 // x264 returns the arguments for H264 with so many B-frames between two other
 // frames.
@@ -92,8 +98,8 @@ var compatCameras = []compatCamera{
 	{Name: "opus", Title: "Opus", Codec: "H264", About: "Stereo Opus beside H264 baseline.", audio: opus},
 	{Name: "aac", Title: "AAC", Codec: "H264", About: "AAC beside H264 baseline: WebRTC has none.", audio: aac, want: silent},
 	{Name: "loss", Title: "15 % packet loss", Codec: "H264", About: "RTP over UDP of which one packet in seven never arrives, at random, and which is not sent again.", fault: cameraFault{UDP: true, Loss: 0.15}, want: gaps},
-	{Name: "clock-leaps", Title: "clock that leaps", Codec: "H264", About: "RTP timestamps leap an hour forth and back, in turns, every 5 s.", fault: cameraFault{Clock: "leaps"}},
-	{Name: "clock-slow", Title: "clock at half speed", Codec: "H264", About: "RTP timestamps grow by half of the time that passes.", fault: cameraFault{Clock: "slow"}},
+	{Name: "clock-leaps", Title: "clock that leaps", Codec: "H264", About: "RTP timestamps leap an hour forth and back, in turns, every 5 s; it is watched across a leap.", fault: cameraFault{Clock: clockLeaps}},
+	{Name: "clock-slow", Title: "clock at half speed", Codec: "H264", About: "RTP timestamps grow by half of the time that passes.", fault: cameraFault{Clock: clockSlow}},
 	{Name: "clock-unset", Title: "clock never set", Codec: "H264", About: "RTCP sender reports with a time of day that began with 1900.", fault: cameraFault{NoNTP: true}, audio: aLaw},
 	{
 		Name: "large-packets", Title: "packets over the MTU", Codec: "H264", About: "RTP packets of 8,000 bytes, interleaved in TCP.",

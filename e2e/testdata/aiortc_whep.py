@@ -48,9 +48,15 @@ async def enough(counts, wanted, changed):
         await changed.wait()
 
 
+def wants(endpoint, args):
+    """How many frames of each kind are waited for."""
+    own = urllib.parse.parse_qs(urllib.parse.urldefrag(endpoint).fragment)
+    return {kind: int(own.get(kind, [getattr(args, kind)])[0]) for kind in ("video", "audio")}
+
+
 async def play(endpoint, args):
     """Plays, and returns what came."""
-    counts, wanted = {"video": 0, "audio": 0}, {"video": args.video, "audio": 0 if endpoint in args.silent else args.audio}
+    counts, wanted, endpoint = {"video": 0, "audio": 0}, wants(endpoint, args), urllib.parse.urldefrag(endpoint).url
     changed, counters = asyncio.Event(), []
     # The only profile that it offers; it has no name for it that can be asked.
     told = {"endpoint": endpoint, "version": "aiortc " + aiortc.__version__, "srtp": "AES_CM_128_HMAC_SHA1_80"}
@@ -89,12 +95,11 @@ async def play_all(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("endpoints", nargs="+")
+    parser.add_argument("endpoints", nargs="+", help="URLs, with what is to be waited for if it differs: …/whep#video=100&audio=0")
     parser.add_argument("--video", type=int, required=True, help="frames of video to wait for")
     parser.add_argument("--audio", type=int, required=True, help="frames of sound to wait for")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--at-once", type=int, default=8, help="cameras to play at a time")
-    parser.add_argument("--silent", nargs="*", default=[], help="the cameras of which no sound is waited for")
     results = asyncio.run(play_all(parser.parse_args()))
     for result in results:
         print(json.dumps(result), flush=True)

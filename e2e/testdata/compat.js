@@ -17,7 +17,7 @@
     };
   };
 
-  const play = async (context, { camera, endpoint, sound }, { enough, patience }) => {
+  const play = async (context, { camera, endpoint, enough, sounds }, patience) => {
     let whep;
     const result = { camera, video: 0, audio: 0 };
     try {
@@ -33,19 +33,19 @@
       // Of a look at the sound each; Chromium's is 1/8 loud.
       if (loudness() > 0.01) result.audio++;
       result.sound = audio.codec;
-      if ((result.video >= enough && (!sound || result.audio >= enough / 2)) || performance.now() > deadline) break;
+      if ((result.video >= enough && result.audio >= sounds) || performance.now() > deadline) break;
       await pause(100);
     }
     await whep.leave().catch((error) => (result.error = String(error)));
     return result;
   };
 
-  window.fanlightCompat = async ({ cameras, atOnce, ...options }) => {
+  window.fanlightCompat = async ({ cameras, atOnce, patience }) => {
     const context = new AudioContext();
     const waiting = [...cameras];
     const results = [];
     const work = async () => {
-      for (let next = waiting.shift(); next; next = waiting.shift()) results.push(await play(context, next, options));
+      for (let next = waiting.shift(); next; next = waiting.shift()) results.push(await play(context, next, patience));
     };
     await Promise.all(Array.from({ length: atOnce }, work));
     await context.close();

@@ -42,7 +42,8 @@ CAPS = {
     ],
 }
 DECODERS = {
-    "H264": "rtph264depay ! h264parse ! openh264dec",
+    # As avc: of several slices in a byte stream, openh264dec makes no picture.
+    "H264": "rtph264depay ! video/x-h264,stream-format=avc ! h264parse ! openh264dec",
     "H265": "rtph265depay ! h265parse ! libde265dec",
     "VP8": "rtpvp8depay ! vp8dec",
     "VP9": "rtpvp9depay ! vp9dec",
@@ -134,10 +135,16 @@ class Player:
         self.pipeline.set_state(Gst.State.NULL)
 
 
+def wants(endpoint, args):
+    """How many frames of each kind are waited for."""
+    own = urllib.parse.parse_qs(urllib.parse.urldefrag(endpoint).fragment)
+    return {kind: int(own.get(kind, [getattr(args, kind)])[0]) for kind in ("video", "audio")}
+
+
 def play(endpoint, args):
     """Plays, and returns what came."""
     deadline = time.monotonic() + args.seconds
-    wanted = {"video": args.video, "audio": 0 if endpoint in args.silent else args.audio}
+    wanted, endpoint = wants(endpoint, args), urllib.parse.urldefrag(endpoint).url
     told = {"endpoint": endpoint, "version": Gst.version_string()}
     player = Player()
     try:
@@ -157,12 +164,11 @@ def play(endpoint, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("endpoints", nargs="+")
+    parser.add_argument("endpoints", nargs="+", help="URLs, with what is to be waited for if it differs: …/whep#video=100&audio=0")
     parser.add_argument("--video", type=int, required=True, help="pictures to wait for")
     parser.add_argument("--audio", type=int, required=True, help="buffers of sound to wait for")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--at-once", type=int, default=8, help="cameras to play at a time")
-    parser.add_argument("--silent", nargs="*", default=[], help="the cameras of which no sound is waited for")
     args = parser.parse_args()
     Gst.init(None)
     with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
