@@ -3,9 +3,13 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/textproto"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +32,7 @@ type compatCamera struct {
 	video []string // ffmpeg's arguments; nil: h264Baseline
 	audio []string // likewise; nil: no sound
 	large bool     // 3840x2160, 5 frames a second
+	probe string   // the profile and the depth of reordering that ffprobe must find; empty: not asked
 	fault cameraFault
 	want  outcome // of clients that take the codec; empty: plays
 }
@@ -74,16 +79,16 @@ var (
 
 // compatCameras are the rows of the matrix, in its order.
 var compatCameras = []compatCamera{
-	{Name: "h264-baseline", Title: "H264 baseline", Codec: "H264", About: "Constrained baseline profile, as doorbells and old cameras send."},
-	{Name: "h264-main", Title: "H264 main", Codec: "H264", About: "Main profile, CABAC, no B-frames.", video: x264("main", 0)},
-	{Name: "h264-high", Title: "H264 high", Codec: "H264", About: "High profile, 8x8 transform, no B-frames: what most cameras send.", video: x264("high", 0)},
+	{Name: "h264-baseline", Title: "H264 baseline", Codec: "H264", About: "Constrained baseline profile, as doorbells and old cameras send.", probe: "Constrained Baseline,0"},
+	{Name: "h264-main", Title: "H264 main", Codec: "H264", About: "Main profile, CABAC, no B-frames.", video: x264("main", 0), probe: "Main,0"},
+	{Name: "h264-high", Title: "H264 high", Codec: "H264", About: "High profile, 8x8 transform, no B-frames: what most cameras send.", video: x264("high", 0), probe: "High,0"},
 	{
 		Name: "h264-b-frames", Title: "H264 high, B-frames", Codec: "H264", About: "Three B-frames between two others, which no picture refers to. They are left out, so that one frame in four is shown.",
-		video: x264("high", 3, "b-pyramid=none"),
+		video: x264("high", 3, "b-pyramid=none"), probe: "High,1",
 	},
 	{
 		Name: "h264-b-pyramid", Title: "H264 high, B-pyramid", Codec: "H264", About: "B-frames that other B-frames refer to.",
-		video: x264("high", 3, "b-pyramid=normal"), want: bFrames,
+		video: x264("high", 3, "b-pyramid=normal"), probe: "High,2", want: bFrames,
 	},
 	{Name: "h264-slices", Title: "H264, four slices", Codec: "H264", About: "Each picture is four slices, so that it is more than a packet even if small.", video: x264("main", 0, "slices=4")},
 	{Name: "h264-4k", Title: "H264, 4K", Codec: "H264", About: "3840x2160, 5 frames a second.", video: x264("high", 0), large: true},
@@ -168,8 +173,63 @@ func (c compatCamera) makeClip(ctx context.Context, file string) error {
 	return nil
 }
 
+// check makes sure that a camera is what the matrix calls it: otherwise a test "of
+// B-frames" might be one without.
+func (c compatCamera) check(t *testing.T, clip, url string) {
+	t.Helper()
+	if c.probe != "" {
+		out, err := exec.CommandContext(t.Context(), "ffprobe", "-v", "error", "-select_streams", "v",
+			"-show_entries", "stream=profile,has_b_frames", "-of", "csv=p=0", clip).CombinedOutput()
+		if got := strings.TrimSpace(string(out)); err != nil || got != c.probe {
+			t.Errorf("%s: the clip is %s, %v; want %s", c.Name, got, err, c.probe)
+		}
+	}
+	sdp := describe(t, url)
+	if !strings.Contains(sdp, "a=rtpmap:96 "+c.Codec+"/90000") {
+		t.Errorf("%s: the SDP has no %s:\n%s", c.Name, c.Codec, sdp)
+	}
+	if got, want := strings.Contains(sdp, "sprop-parameter-sets="), c.Codec == "H264" && !c.fault.NoSDPSets; got != want {
+		t.Errorf("%s: parameter sets in the SDP: %v, want %v:\n%s", c.Name, got, want, sdp)
+	}
+}
+
+// describe returns a camera's SDP.
+func describe(t *testing.T, url string) string {
+	t.Helper()
+	conn, err := net.DialTimeout("tcp", strings.Split(url, "/")[2], 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(picturePatience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprintf(conn, "DESCRIBE %s RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n\r\n", url); err != nil {
+		t.Fatal(err)
+	}
+	r := textproto.NewReader(bufio.NewReader(conn))
+	status, err := r.ReadLine()
+	if err != nil || status != "RTSP/1.0 200 OK" {
+		t.Fatalf("DESCRIBE %s: %s, %v", url, status, err)
+	}
+	header, err := r.ReadMIMEHeader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size, err := strconv.Atoi(header.Get("Content-Length"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sdp, err := io.ReadAll(io.LimitReader(r.R, int64(size)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(sdp)
+}
+
 // startCompatCameras serves the cameras until the end of the test, and returns
-// them by name.
+// them by name. Those of which the SDP or the order of pictures is special are
+// looked at first.
 func startCompatCameras(t *testing.T) map[string]*rtspCamera {
 	t.Helper()
 	clips := makeCompatClips(t)
@@ -204,5 +264,10 @@ func startCompatCameras(t *testing.T) map[string]*rtspCamera {
 	}
 	p := start(t, "cameras", exec.Command(python, "testdata/gstclips.py", "--port", strconv.Itoa(port), file))
 	p.awaitLine(t, "ready", startPatience)
+	for _, c := range compatCameras {
+		if c.probe != "" || c.fault.NoSDPSets || c.fault.NoBandSets || c.Codec != "H264" {
+			c.check(t, filepath.Join(clips, c.Name+".mkv"), cameras[c.Name].url)
+		}
+	}
 	return cameras
 }

@@ -76,14 +76,14 @@ func (m *matrix) document() string {
 	fmt.Fprintf(&b, `# Compatibility
 
 Which cameras play in which clients, as `+"`TestCompatibility`"+` of [e2e](../e2e) has seen it. The test generates this page; do not edit it.
-Every run of the end-to-end tests compares the matrix with what it sees, and fails if they differ; `+"`%s`"+` renews the page.
+Every run of the end-to-end tests compares the matrix with what it sees, and fails if they differ; `+"`%[1]s`"+` renews the page.
 
 Each camera is a clip made by FFmpeg in a loop, sent by gst-rtsp-server over RTSP to one Fanlight in one process, and each client watches
 all of them over WHEP, by default settings on both sides.
 
-- **plays**: at least %d pictures were decoded within %d s of joining; *with sound*: and at least %d buffers or packets of sound.
+- **plays**: at least %[2]d pictures were decoded within %[3]d s of joining; *with sound*: and at least %[4]d buffers or packets of sound.
 - **plays, no sound**: the picture does, and the camera's status says why there is no sound.
-- **plays with gaps**: pictures that the loss has damaged are left out until the next keyframe, and the camera's verdict is `+"`camera`"+`. How many are left differs from run to run.
+- **plays with gaps**: pictures that the loss has damaged are left out until the next keyframe. How many are left differs from run to run; where it is fewer than %[2]d, the verdict blames the camera.
 - Anything else is the reason that the client, or the camera's state, was given: [errors.md](errors.md) explains it.
 
 `, renewal, compatFrames, int(compatPatience.Seconds()), compatSounds)
