@@ -30,6 +30,7 @@ const (
 	withSound   outcome = "plays, with sound"
 	silent      outcome = "plays, no sound"
 	gaps        outcome = "plays with gaps"
+	thinned     outcome = "plays, B-frames left out"
 	unsupported outcome = "codec_unsupported"
 	bFrames     outcome = "b_frames"
 )
@@ -113,7 +114,7 @@ type compatStatus struct {
 			Codec             string `json:"codec"`
 			UnsupportedReason string `json:"unsupported_reason"`
 		} `json:"tracks"`
-		Loss float64 `json:"loss"`
+		BFrames string `json:"b_frames"`
 	} `json:"profiles"`
 	Verdict struct {
 		Cause   string `json:"cause"`
@@ -147,6 +148,12 @@ func (s *system) judge(t *testing.T, camera compatCamera, c cameTo) (outcome, st
 		}
 		return outcome(fmt.Sprintf("%d pictures, verdict %q of a camera that is %s", c.Video, st.Verdict.Cause, st.State)), st.Verdict.Message
 	case c.Video >= camera.frames() && !camera.sounds():
+		if camera.want == thinned {
+			if st := s.cameraStatus(t, camera.Name); len(st.Profiles) == 0 || st.Profiles[0].BFrames != "B_FRAMES_DROPPED" {
+				return outcome(fmt.Sprintf("plays, and the status has not that B-frames are left out: %+v", st.Profiles)), ""
+			}
+			return thinned, ""
+		}
 		if camera.want != silent {
 			return plays, ""
 		}

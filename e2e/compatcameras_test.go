@@ -83,8 +83,8 @@ var compatCameras = []compatCamera{
 	{Name: "h264-main", Title: "H264 main", Codec: "H264", About: "Main profile, CABAC, no B-frames.", video: x264("main", 0), probe: "Main,0"},
 	{Name: "h264-high", Title: "H264 high", Codec: "H264", About: "High profile, 8x8 transform, no B-frames: what most cameras send.", video: x264("high", 0), probe: "High,0"},
 	{
-		Name: "h264-b-frames", Title: "H264 high, B-frames", Codec: "H264", About: "Three B-frames between two others, which no picture refers to. They are left out, so that one frame in four is shown.",
-		video: x264("high", 3, "b-pyramid=none"), probe: "High,1",
+		Name: "h264-b-frames", Title: "H264 high, B-frames", Codec: "H264", About: "Three B-frames between two others, which no picture refers to. Browsers play pictures in the order in which they come, so that one in four is left.",
+		video: x264("high", 3, "b-pyramid=none"), probe: "High,1", want: thinned,
 	},
 	{
 		Name: "h264-b-pyramid", Title: "H264 high, B-pyramid", Codec: "H264", About: "B-frames that other B-frames refer to.",

@@ -59,7 +59,7 @@ func (m *matrix) table() string {
 		for _, client := range compatClients {
 			cell := m.cells[camera.Name+" "+client.name]
 			switch cell {
-			case plays, withSound, silent, gaps:
+			case plays, withSound, silent, gaps, thinned:
 				fmt.Fprintf(&b, " %s |", cell)
 			default:
 				fmt.Fprintf(&b, " `%s` |", cell)
@@ -83,6 +83,7 @@ all of them over WHEP, by default settings on both sides.
 
 - **plays**: at least %[2]d pictures were decoded within %[3]d s of joining; *with sound*: and at least %[4]d buffers or packets of sound.
 - **plays, no sound**: the picture does, and the camera's status says why there is no sound.
+- **plays, B-frames left out**: the picture does, and the camera's status says what becomes of its B-frames.
 - **plays with gaps**: pictures that the loss has damaged are left out until the next keyframe. How many are left differs from run to run; where it is fewer than %[2]d, the verdict blames the camera.
 - Anything else is the reason that the client, or the camera's state, was given: [errors.md](errors.md) explains it.
 
@@ -97,12 +98,32 @@ all of them over WHEP, by default settings on both sides.
 		fmt.Fprintf(&b, "- **%s**: %s\n", camera.Title, camera.About)
 	}
 	b.WriteString("\n## What was said\n\nThe texts beside the reasons, which may be put into other words at any time.\n\n")
-	for _, camera := range compatCameras {
-		for _, client := range compatClients {
-			if text, ok := m.said[camera.Name+" "+client.name]; ok && m.cells[camera.Name+" "+client.name] != gaps {
-				fmt.Fprintf(&b, "- %s, %s: %s\n", camera.Title, client.name, text)
-			}
-		}
+	for _, client := range compatClients {
+		m.writeSaid(&b, client)
 	}
 	return b.String()
+}
+
+// writeSaid writes each text that a client was given, once, with the cameras.
+func (m *matrix) writeSaid(b *strings.Builder, client compatClient) {
+	var texts []string
+	cameras := map[string][]string{}
+	for _, camera := range compatCameras {
+		cell := camera.Name + " " + client.name
+		text, ok := m.said[cell]
+		if !ok || m.cells[cell] == gaps {
+			continue
+		}
+		if cameras[text] == nil {
+			texts = append(texts, text)
+		}
+		cameras[text] = append(cameras[text], camera.Title)
+	}
+	for _, text := range texts {
+		of := cameras[text][0]
+		if n := len(cameras[text]); n > 1 {
+			of = fmt.Sprintf("%d cameras", n)
+		}
+		fmt.Fprintf(b, "- %s, %s: %s\n", client.name, of, text)
+	}
 }
