@@ -102,7 +102,10 @@ var compatCameras = []compatCamera{
 	{Name: "g711-u", Title: "G.711 µ-law", Codec: "H264", About: "Sound as PCMU beside H264 baseline.", audio: uLaw},
 	{Name: "opus", Title: "Opus", Codec: "H264", About: "Stereo Opus beside H264 baseline.", audio: opus},
 	{Name: "aac", Title: "AAC", Codec: "H264", About: "AAC beside H264 baseline: WebRTC has none.", audio: aac, want: silent},
-	{Name: "loss", Title: "15 % packet loss", Codec: "H264", About: "RTP over UDP of which one packet in seven never arrives, at random, and which is not sent again.", fault: cameraFault{UDP: true, Loss: 0.15}, want: gaps},
+	{
+		Name: "loss", Title: "15 % packet loss", Codec: "H264", About: "RTP over UDP of which one packet in seven never arrives, at random, and is not sent again. Of a large picture, which is many packets, next to nothing would be whole: it is 160x90.",
+		video: append(x264("baseline", 0), "-b:v", "60k", "-s", "160x90"), fault: cameraFault{UDP: true, Loss: 0.15}, want: gaps,
+	},
 	{Name: "clock-leaps", Title: "clock that leaps", Codec: "H264", About: "RTP timestamps leap an hour forth and back, in turns, every 5 s; it is watched across a leap.", fault: cameraFault{Clock: clockLeaps}},
 	{Name: "clock-slow", Title: "clock at half speed", Codec: "H264", About: "RTP timestamps grow by half of the time that passes.", fault: cameraFault{Clock: clockSlow}},
 	{Name: "clock-unset", Title: "clock never set", Codec: "H264", About: "RTCP sender reports with a time of day that began with 1900.", fault: cameraFault{NoNTP: true}, audio: aLaw},
