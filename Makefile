@@ -56,6 +56,10 @@ unit: ## Go's unit and integration tests, with the race detector
 e2e: ## End-to-end tests with cameras, browsers and clients by others; E2E=TestUp runs one
 	$(GO) test -tags e2e -count=1 -timeout 12m $(if $(E2E),-v -run '^$(E2E)$$') ./e2e
 
+.PHONY: compatibility
+compatibility: ## Play real cameras in real clients, and write docs/compatibility.md
+	$(GO) test -tags e2e -count=1 -timeout 10m -run '^TestCompatibility$$' ./e2e -update
+
 .PHONY: generate
 generate: npm-tools ## Generate Go from proto/
 	$(BUF) generate

@@ -43,6 +43,13 @@ user_pref("services.settings.server", "data:,");
 user_pref("toolkit.telemetry.enabled", false);
 `
 
+// compatReport has a page with testdata/compat.js report what it returns.
+const compatReport = `
+const config = JSON.parse(document.getElementById("config").textContent);
+const send = (result) => fetch("/report", { method: "POST", body: JSON.stringify({ step: "compat", version: navigator.userAgent, ...result }) });
+window.fanlightCompat(config).then((compat) => send({ compat }), (error) => send({ error: String(error) }));
+`
+
 // site serves a page that plays a camera by itself, for a browser that nobody
 // drives, and takes what the page reports.
 type site struct {
@@ -57,6 +64,7 @@ type report struct {
 	Version  string   `json:"version"` // user agent
 	Error    string   `json:"error"`
 	Received received `json:"received"`
+	Compat   []cameTo `json:"compat"` // of the page that plays many cameras
 }
 
 // newSite starts a site, whose address is that of the pages.
@@ -64,17 +72,19 @@ func newSite(t *testing.T) *site {
 	t.Helper()
 	s := &site{camera: make(chan string, 1), reports: make(chan report, 10)}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
-		var camera string
-		select {
-		case camera = <-s.camera:
-		case <-r.Context().Done():
-			return
-		}
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_, _ = fmt.Fprintf(w, `<!doctype html><title>A player by others</title><body>
-<script type="application/json" id="config">%s</script><script>%s</script><script>%s</script>`, camera, whepScript, firefoxScript)
-	})
+	for path, script := range map[string]string{"/{$}": firefoxScript, "/compat": compatScript + compatReport} {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+			var camera string
+			select {
+			case camera = <-s.camera:
+			case <-r.Context().Done():
+				return
+			}
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			_, _ = fmt.Fprintf(w, `<!doctype html><title>A player by others</title><body>
+<script type="application/json" id="config">%s</script><script>%s</script><script>%s</script>`, camera, whepScript, script)
+		})
+	}
 	mux.HandleFunc("POST /report", func(_ http.ResponseWriter, r *http.Request) {
 		var got report
 		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
@@ -102,16 +112,22 @@ func (s *site) next(t *testing.T, step string) report {
 	return report{}
 }
 
-// firefoxPlays plays in Firefox, which is not driven: the page does it all.
-func firefoxPlays(t *testing.T, s *system, site *site) {
+// startFirefox runs Firefox, which is not driven, on a page of a site.
+func startFirefox(t *testing.T, site *site, path string) *process {
+	t.Helper()
 	profile := t.TempDir()
 	if err := os.WriteFile(filepath.Join(profile, "user.js"), []byte(firefoxPrefs), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	site.camera <- marshal(t, map[string]any{"endpoint": s.whep("lobby"), "enough": enough, "patience": picturePatience.Milliseconds()})
-	cmd := exec.Command("firefox-esr", "--headless", "--new-instance", "--profile", profile, site.URL+"/")
+	cmd := exec.Command("firefox-esr", "--headless", "--new-instance", "--profile", profile, site.URL+path)
 	cmd.Env = append(os.Environ(), "HOME="+profile, "MOZ_CRASHREPORTER_DISABLE=1")
-	p := start(t, "firefox", cmd)
+	return start(t, "firefox", cmd)
+}
+
+// firefoxPlays plays in Firefox, which is not driven: the page does it all.
+func firefoxPlays(t *testing.T, s *system, site *site) {
+	site.camera <- marshal(t, map[string]any{"endpoint": s.whep("lobby"), "enough": enough, "patience": picturePatience.Milliseconds()})
+	p := startFirefox(t, site, "/")
 	defer p.kill(t)
 
 	// A camera of which it can take no picture: the reason names what is sent

@@ -78,6 +78,8 @@
     await pc.setRemoteDescription({ type: "answer", sdp: answer });
 
     return {
+      stream: video.srcObject,
+
       // ICE starts anew in the same peer connection (RFC 9725 §4.3.3).
       async restart() {
         await pc.setLocalDescription(await pc.createOffer({ iceRestart: true }));
@@ -92,6 +94,7 @@
       async leave() {
         await ask("DELETE", resource);
         pc.close();
+        video.remove();
       },
 
       stats: () => window.fanlightStats(pc),

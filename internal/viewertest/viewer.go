@@ -34,6 +34,7 @@ type Config struct {
 	Audio   bool     // offer to receive audio too: OPUS, PCMU, PCMA
 	H264    []string // format parameters of the H264 payload types to offer; nil: what Chromium offers
 	NoH264  bool     // offer VP8 only
+	More    bool     // offer H265, VP9 and AV1 too, after VP8 and H264
 	TCP     bool     // ICE-TCP only
 	NACK    bool     // ask for lost packets again
 	Trickle bool     // the offer has no candidates; OnCandidate gets them
@@ -190,6 +191,12 @@ func (v *Viewer) mediaEngine() (*webrtc.MediaEngine, error) {
 		if !v.cfg.NoH264 {
 			video(webrtc.MimeTypeH264, fmtp)
 		}
+	}
+	if v.cfg.More {
+		pt = 35 // where Chromium goes on when it has no more (RFC 8834 §5.1.1 leaves 35 to 63 free)
+		video(webrtc.MimeTypeH265, "")
+		video(webrtc.MimeTypeVP9, "profile-id=0")
+		video(webrtc.MimeTypeAV1, "")
 	}
 	add(webrtc.RTPCodecTypeAudio, 8, webrtc.MimeTypePCMA, 8000, 0, "", nil)
 	add(webrtc.RTPCodecTypeAudio, 0, webrtc.MimeTypePCMU, 8000, 0, "", nil)
