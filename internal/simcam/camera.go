@@ -31,7 +31,8 @@ type camera struct {
 	// Static after New.
 	name string
 	clip *clip
-	size int // bytes that an access unit is filled up to
+	size int  // bytes that an access unit is filled up to
+	deaf bool // to picture loss indications
 
 	// Static after open.
 	stream *gortsplib.ServerStream
@@ -64,6 +65,7 @@ func newCamera(name string, index int, clip *clip, cfg Config) *camera {
 		name:      name,
 		clip:      clip,
 		size:      cfg.Bitrate / 8 / frameRate,
+		deaf:      cfg.IgnorePLI,
 		video:     &description.Media{Type: description.MediaTypeVideo, Formats: []format.Format{h264}},
 		encoder:   &rtph264.Encoder{PayloadType: videoPayloadType, PacketizationMode: 1, PayloadMaxSize: cfg.PacketSize},
 		next:      index * frameRate % len(clip.units),
@@ -239,5 +241,5 @@ func (c *camera) onRTCP(pkt rtcp.Packet) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.keyframeRequests++
-	c.keyframeWanted = true
+	c.keyframeWanted = !c.deaf
 }
