@@ -183,6 +183,10 @@ func (v *Viewer) read(t *webrtc.TrackRemote, r *webrtc.RTPReceiver) {
 	v.mu.Unlock()
 
 	v.readers.Go(func() { v.readRTCP(kind, r) })
+	first := v.cfg.OnFirst
+	if kind != "video" {
+		first = nil
+	}
 	var pictures *assembler // nil: nobody wants them
 	if v.cfg.OnPicture != nil && a.t.Codec == webrtc.MimeTypeH264 {
 		pictures = newAssembler()
@@ -193,6 +197,10 @@ func (v *Viewer) read(t *webrtc.TrackRemote, r *webrtc.RTPReceiver) {
 			return
 		}
 		now := time.Now()
+		if first != nil {
+			first(now)
+			first = nil
+		}
 		if pictures != nil {
 			v.assemble(pictures, p, now)
 		}

@@ -44,6 +44,8 @@ type Config struct {
 	// OnPacket sees every RTP packet, in the order of arrival. It must not keep
 	// the packet's payload.
 	OnPacket func(kind string, p *rtp.Packet, arrival time.Time)
+	// OnFirst is told when the first packet of video came, before OnPicture is.
+	OnFirst func(arrival time.Time)
 	// OnPicture is told of each picture of H264 when it is whole, one after the
 	// other, from the goroutine that reads.
 	OnPicture func(Picture)
