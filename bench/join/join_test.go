@@ -98,8 +98,8 @@ func TestLater(t *testing.T) {
 }
 
 func TestShift(t *testing.T) {
-	list := pictures(0, 400, always(5))
-	if got := shift(list, at(10_000)); got != 0 {
+	list, reference := pictures(50, 400, always(5)), pictures(0, 400, always(5))
+	if got := shift(list, reference, at(10_000)); got != 0 {
 		t.Errorf("of a steady stream: %v", got)
 	}
 	// The first picture came 300 ms later than its timestamp says, counted from
@@ -108,8 +108,17 @@ func TestShift(t *testing.T) {
 		list[i].Timestamp += 1<<32 - 3600*100
 	}
 	list[0].Timestamp -= 27_000
-	if got := shift(list, at(10_000)); got != millis(-300) {
+	if got := shift(list, reference, at(10_000)); got != millis(-300) {
 		t.Errorf("got %v, want -300ms", got)
+	}
+	// The camera itself stood still for a second, and both saw that.
+	for _, l := range [][]viewertest.Picture{list, reference} {
+		for i := len(l) - 200; i < len(l); i++ {
+			l[i].Arrival = l[i].Arrival.Add(time.Second)
+		}
+	}
+	if got := shift(list, reference, at(11_000)); got != millis(-300) {
+		t.Errorf("with a camera that stood still: %v, want -300ms", got)
 	}
 }
 

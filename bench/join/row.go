@@ -164,9 +164,10 @@ func (b *bench) one(ctx context.Context, p place, interval time.Duration, o *out
 			return // it is not compared
 		}
 		pictures := v.snapshot()
-		o.later, o.compared = later(pictures, p.reference.snapshot(), from, to)
+		reference := p.reference.snapshot()
+		o.later, o.compared = later(pictures, reference, from, to)
 		if o.compared {
-			o.shift = shift(pictures, from)
+			o.shift = shift(pictures, reference, from)
 		}
 	})
 }

@@ -204,14 +204,21 @@ func later(pictures, other []viewertest.Picture, from, to time.Time) (time.Durat
 
 // shift returns how much later than their RTP timestamps say, counted from the
 // first picture, pictures come from a time on, the median. A player that goes by
-// the first picture would show them so much sooner or later than they come.
-func shift(pictures []viewertest.Picture, from time.Time) time.Duration {
-	var shifts []time.Duration
-	for _, p := range pictures {
-		if !p.Arrival.Before(from) {
-			clock := time.Duration(int32(p.Timestamp-pictures[0].Timestamp)) * time.Second / 90_000
-			shifts = append(shifts, p.Arrival.Sub(pictures[0].Arrival)-clock)
+// the first picture would show them so much sooner or later than they come. What
+// the camera's own clock did meanwhile, the viewer who has watched for long has
+// seen too, and is left out.
+func shift(pictures, reference []viewertest.Picture, from time.Time) time.Duration {
+	begin := pictures[0]
+	clock := func(list []viewertest.Picture, from, to time.Time) time.Duration {
+		var ahead []time.Duration
+		for _, p := range list {
+			if !p.Arrival.Before(from) && p.Arrival.Before(to) {
+				ahead = append(ahead, p.Arrival.Sub(begin.Arrival)-time.Duration(int32(p.Timestamp-begin.Timestamp))*time.Second/90_000)
+			}
 		}
+		return quantile(ahead, 0.5)
 	}
-	return quantile(shifts, 0.5)
+	to := from.Add(compareFor)
+	meanwhile := clock(reference, from, to) - clock(reference, begin.Arrival.Add(-time.Second), begin.Arrival)
+	return clock(pictures, from, to) - meanwhile
 }
