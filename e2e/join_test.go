@@ -91,12 +91,13 @@ func joinCamera(t *testing.T, s *system, page *tab, interval time.Duration) join
 	page.awaitFrames(t, "reference", 50)
 
 	row := joinRow{interval: interval}
-	phases := rand.Perm(joins)
-	for _, n := range phases {
-		// Anywhere in the n-th part of the interval, so that all of it has its turn.
-		clock.await(t, time.Duration((float64(n)+rand.Float64())/joins*float64(interval)))
+	phases := clock.phases(joins)
+	for len(phases) > 0 {
+		slices.SortFunc(phases, func(a, b time.Duration) int { return clock.next(a).Compare(clock.next(b)) })
+		clock.await(t, phases[0])
+		phases = phases[1:]
 		page.join(t, "late", 1, name)
-		page.awaitFrames(t, "late", 25)
+		page.awaitFrames(t, "late", 15)
 		eventually(t, picturePatience, "the player says how long it took", func() (bool, string) {
 			return page.joined(t, "late").Reported > 0, ""
 		})
@@ -316,14 +317,29 @@ func (k *keyframes) seen() time.Time {
 	return k.last
 }
 
-// await waits until so long after a keyframe, of which the next may be the one,
-// less the time that the page takes to prepare.
-func (k *keyframes) await(t *testing.T, after time.Duration) {
-	t.Helper()
+// phases returns so many times after a keyframe, one anywhere in each part of the
+// interval, so that all of it has its turn.
+func (k *keyframes) phases(n int) []time.Duration {
+	list := make([]time.Duration, n)
+	for i := range list {
+		list[i] = time.Duration((float64(i) + rand.Float64()) / float64(n) * float64(k.interval))
+	}
+	return list
+}
+
+// next returns when a player must be made to begin so long after a keyframe: the
+// page takes a while to prepare.
+func (k *keyframes) next(after time.Duration) time.Time {
 	const prepared = 300 * time.Millisecond // testdata/join.js
 	at := k.seen().Add(after - prepared)
 	for !at.After(time.Now()) {
 		at = at.Add(k.interval)
 	}
-	time.Sleep(time.Until(at))
+	return at
+}
+
+// await waits until then.
+func (k *keyframes) await(t *testing.T, after time.Duration) {
+	t.Helper()
+	time.Sleep(time.Until(k.next(after)))
 }
