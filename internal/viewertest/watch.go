@@ -189,7 +189,7 @@ func (w *Watch) heard(m fromGateway) bool {
 		w.complained = m.Reason + ": " + m.Message
 	}
 	if m.State == "ended" {
-		w.err = fmt.Errorf("the gateway ended the session: %s", w.complained)
+		w.err = errors.New("the gateway ended the session")
 		return true
 	}
 	return false
