@@ -16,7 +16,8 @@
 //
 // Each access unit carries the time at which it was sent, see [TimestampSEI] and
 // [ParseTimestamp]. A picture loss indication (RTCP PLI) is answered by skipping
-// to the next keyframe of the clip, which is sent at once.
+// to the next keyframe of the clip, which is sent at once, unless
+// [Config.IgnorePLI] is set.
 //
 // Faults are set per camera, with [Server.SetFault] or over HTTP, see
 // [Server.Handler]. A camera that refuses connections at the TCP level is made
@@ -73,8 +74,8 @@ type Config struct {
 	// KeyframeInterval is a whole number of seconds from 1 to 10; 0: 1 s. With
 	// more than 1 s, the picture starts over at each keyframe.
 	KeyframeInterval  time.Duration
+	IgnorePLI         bool // a picture loss indication is counted, and nothing comes of it, as with most real cameras
 	OmitParameterSets bool // the SDP has neither SPS nor PPS; they are in-band only
-	IgnorePLI         bool // picture loss indications have no effect
 	Audio             bool // a second track: PCMA, a tone of 1 kHz
 
 	// Bitrate in bits a second is what the video has at least: pictures are filled

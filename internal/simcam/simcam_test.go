@@ -232,6 +232,39 @@ func TestKeyframeRequest(t *testing.T) {
 	}
 }
 
+// A camera that ignores what it is asked for counts it, and sends a keyframe when
+// it would have.
+func TestIgnorePLI(t *testing.T) {
+	sim := start(t, simcam.Config{Cameras: []string{"a"}, KeyframeInterval: 10 * time.Second, IgnorePLI: true})
+	w, err := watch(t, sim, "a", gortsplib.ProtocolTCP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.waitFor(t, "a picture", func() bool { return len(w.stamps) > 0 })
+	if err := w.client.WritePacketRTCP(w.video, &rtcp.PictureLossIndication{MediaSSRC: w.pkts[0].SSRC}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the request is counted", func() bool { return sim.KeyframeRequests("a") == 1 })
+	var asked, keyframes int
+	count := func() int {
+		n := 0
+		for _, p := range w.pkts {
+			if p.Payload[0]&0x1f == 24 && p.Payload[3]&0x1f == 7 { // STAP-A that begins with an SPS
+				n++
+			}
+		}
+		return n
+	}
+	w.waitFor(t, "a count", func() bool { asked, keyframes = len(w.stamps), count(); return true })
+	w.waitFor(t, "ten more pictures", func() bool { return len(w.stamps) >= asked+10 })
+	w.waitFor(t, "another count", func() bool {
+		if n := count(); n != keyframes {
+			t.Errorf("%d keyframes after it was asked for one", n-keyframes)
+		}
+		return true
+	})
+}
+
 func TestRefusals(t *testing.T) {
 	for fault, want := range map[simcam.Fault]base.StatusCode{
 		simcam.Unauthorized: base.StatusUnauthorized,

@@ -70,6 +70,16 @@ type SenderReport struct {
 	Packets uint32
 }
 
+// Picture is a frame of H264 video that a decoder could show: all its packets
+// have come, to the marker, and so have those of all frames back to a keyframe.
+type Picture struct {
+	Key           bool      // an IDR picture
+	ParameterSets bool      // SPS and PPS are in it
+	Timestamp     uint32    // RTP
+	Sent          time.Time // by the camera's stamp; zero: it has none, or Config.Stamp is nil
+	Arrival       time.Time // of the packet that made it whole
+}
+
 // account keeps a track's books. Guarded by Viewer.mu.
 type account struct {
 	t       Track
@@ -130,6 +140,8 @@ func (a *account) order(p *rtp.Packet) bool {
 const (
 	nalIDR   = 5
 	nalSEI   = 6
+	nalSPS   = 7
+	nalPPS   = 8
 	nalSTAPA = 24
 	nalFUA   = 28
 )
@@ -171,12 +183,27 @@ func (v *Viewer) read(t *webrtc.TrackRemote, r *webrtc.RTPReceiver) {
 	v.mu.Unlock()
 
 	v.readers.Go(func() { v.readRTCP(kind, r) })
+	first := v.cfg.OnFirst
+	if kind != "video" {
+		first = nil
+	}
+	var pictures *assembler // nil: nobody wants them
+	if v.cfg.OnPicture != nil && a.t.Codec == webrtc.MimeTypeH264 {
+		pictures = newAssembler()
+	}
 	for {
 		p, _, err := t.ReadRTP()
 		if err != nil {
 			return
 		}
 		now := time.Now()
+		if first != nil {
+			first(now)
+			first = nil
+		}
+		if pictures != nil {
+			v.assemble(pictures, p, now)
+		}
 		if v.cfg.OnPacket != nil {
 			v.cfg.OnPacket(kind, p, now)
 		}
@@ -184,6 +211,16 @@ func (v *Viewer) read(t *webrtc.TrackRemote, r *webrtc.RTPReceiver) {
 		a.add(p, now, v.cfg.Stamp)
 		v.wakeAll()
 		v.mu.Unlock()
+	}
+}
+
+// assemble tells of the pictures that are whole with a packet.
+func (v *Viewer) assemble(a *assembler, p *rtp.Packet, now time.Time) {
+	one := h264Piece(p.Payload, v.cfg.Stamp)
+	one.timestamp, one.marker = p.Timestamp, p.Marker
+	done, _, _ := a.add(p.SequenceNumber, one, now)
+	for _, d := range done {
+		v.cfg.OnPicture(Picture{Key: d.key, ParameterSets: d.sps && d.pps, Timestamp: d.time, Sent: d.sent, Arrival: now})
 	}
 }
 

@@ -16,13 +16,17 @@ type piece struct {
 	timestamp uint32
 	marker    bool
 	key       bool      // begins, or goes on with, an IDR picture
+	sps, pps  bool      // has a parameter set
 	sent      time.Time // by the camera, from an SEI NAL unit; zero: not in this packet
 }
 
 // picture is a frame that a decoder could show.
 type picture struct {
+	time    uint32 // RTP timestamp
 	sent    time.Time
 	key     bool
+	sps     bool // brings its own parameter sets
+	pps     bool
 	skipped int // frames that should have come between the one before and this, by RTP timestamps
 }
 
@@ -113,9 +117,10 @@ func (a *assembler) giveUp() {
 func (a *assembler) use(p piece, done []picture) []picture {
 	a.next++
 	if !a.open || p.timestamp != a.time {
-		a.open, a.intact, a.frame, a.time = true, !a.cut, picture{}, p.timestamp
+		a.open, a.intact, a.frame, a.time = true, !a.cut, picture{time: p.timestamp}, p.timestamp
 	}
 	a.frame.key = a.frame.key || p.key
+	a.frame.sps, a.frame.pps = a.frame.sps || p.sps, a.frame.pps || p.pps
 	if !p.sent.IsZero() {
 		a.frame.sent = p.sent
 	}
@@ -164,6 +169,10 @@ func h264Piece(b []byte, stamp func([]byte) (time.Time, bool)) piece {
 		switch {
 		case kind == nalIDR:
 			p.key = true
+		case kind == nalSPS:
+			p.sps = true
+		case kind == nalPPS:
+			p.pps = true
 		case kind == nalSEI && whole && stamp != nil:
 			if at, ok := stamp(nal); ok {
 				p.sent = at

@@ -19,6 +19,7 @@ type fromGateway struct {
 	Candidate *Candidate `json:"candidate"`
 	State     string     `json:"state"`
 	Reason    string     `json:"reason"`
+	Message   string     `json:"message"`
 	Heartbeat int64      `json:"heartbeat_ms"`
 }
 
@@ -73,14 +74,19 @@ func (f *Follower) connect(ctx context.Context) {
 }
 
 func (f *Follower) dial(ctx context.Context) (*websocket.Conn, error) {
+	return dialGateway(ctx, "ws://"+f.cfg.Gateway+"/v1/ws", f.cfg.Token)
+}
+
+// dialGateway opens a websocket; an empty token is none.
+func dialGateway(ctx context.Context, endpoint, token string) (*websocket.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, welcomeTimeout)
 	defer cancel()
 	protocols := []string{protocol}
-	if f.cfg.Token != "" {
-		protocols = append(protocols, "fanlight.token."+f.cfg.Token)
+	if token != "" {
+		protocols = append(protocols, "fanlight.token."+token)
 	}
 	d := websocket.Dialer{NetDialContext: new(net.Dialer).DialContext, Subprotocols: protocols, HandshakeTimeout: welcomeTimeout}
-	ws, resp, err := d.DialContext(ctx, "ws://"+f.cfg.Gateway+"/v1/ws", nil)
+	ws, resp, err := d.DialContext(ctx, endpoint, nil)
 	if resp != nil {
 		_ = resp.Body.Close()
 	}

@@ -45,6 +45,14 @@ type Config struct {
 	// OnPacket sees every RTP packet, in the order of arrival. It must not keep
 	// the packet's payload.
 	OnPacket func(kind string, p *rtp.Packet, arrival time.Time)
+	// OnFirst is told when the first packet of video came, before OnPicture is.
+	OnFirst func(arrival time.Time)
+	// OnPicture is told of each picture of H264 when it is whole, one after the
+	// other, from the goroutine that reads.
+	OnPicture func(Picture)
+	// OnState is told of each state of the peer connection, in W3C's words, from
+	// a goroutine of pion's.
+	OnState func(state string)
 	// Drop decides which arriving RTP packets are lost on the way. The header
 	// is all there is to see, for the rest is encrypted. UDP only.
 	Drop func(h *rtp.Header) bool
@@ -117,7 +125,12 @@ func New(cfg Config) (*Viewer, error) {
 func (v *Viewer) prepare() error {
 	v.pc.OnICECandidate(v.candidate)
 	v.pc.OnTrack(v.read)
-	v.pc.OnConnectionStateChange(func(webrtc.PeerConnectionState) { v.notify() })
+	v.pc.OnConnectionStateChange(func(s webrtc.PeerConnectionState) {
+		if v.cfg.OnState != nil {
+			v.cfg.OnState(s.String())
+		}
+		v.notify()
+	})
 	kinds := []webrtc.RTPCodecType{webrtc.RTPCodecTypeVideo}
 	if v.cfg.Audio {
 		kinds = append(kinds, webrtc.RTPCodecTypeAudio)

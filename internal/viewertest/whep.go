@@ -15,13 +15,32 @@ import (
 type WHEP struct {
 	*Viewer
 	client   *http.Client
-	resource string
+	endpoint string
 	token    string
+	offer    string
+
+	// Of the last Play.
+	resource       string
+	sent, answered time.Time
 }
 
 // PlayWHEP posts an offer to url, with the token as bearer if there is one, and
 // takes the answer. An HTTP error comes as an *HTTPError. client may be nil.
 func PlayWHEP(ctx context.Context, client *http.Client, endpoint, token string, cfg Config) (*WHEP, error) {
+	w, err := PrepareWHEP(ctx, client, endpoint, token, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.Play(ctx); err != nil {
+		_ = w.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// PrepareWHEP makes the viewer and its offer, and asks nobody for anything
+// before Play.
+func PrepareWHEP(ctx context.Context, client *http.Client, endpoint, token string, cfg Config) (*WHEP, error) {
 	if client == nil {
 		client = http.DefaultClient
 	}
@@ -30,24 +49,31 @@ func PlayWHEP(ctx context.Context, client *http.Client, endpoint, token string, 
 	if err != nil {
 		return nil, err
 	}
-	w := &WHEP{Viewer: v, client: client, token: token}
-	if err := w.play(ctx, endpoint); err != nil {
+	w := &WHEP{Viewer: v, client: client, endpoint: endpoint, token: token}
+	if w.offer, err = w.Offer(ctx); err != nil {
 		_ = v.Close()
 		return nil, fmt.Errorf("play %s: %w", endpoint, err)
 	}
 	return w, nil
 }
 
-func (w *WHEP) play(ctx context.Context, endpoint string) error {
-	offer, err := w.Offer(ctx)
+// Play posts the offer and takes the answer. It is called once, after
+// PrepareWHEP.
+func (w *WHEP) Play(ctx context.Context) error {
+	if err := w.play(ctx); err != nil {
+		return fmt.Errorf("play %s: %w", w.endpoint, err)
+	}
+	return nil
+}
+
+func (w *WHEP) play(ctx context.Context) error {
+	w.sent = time.Now()
+	answer, header, err := w.do(ctx, http.MethodPost, w.endpoint, "application/sdp", w.offer, http.StatusCreated)
 	if err != nil {
 		return err
 	}
-	answer, header, err := w.do(ctx, http.MethodPost, endpoint, "application/sdp", offer, http.StatusCreated)
-	if err != nil {
-		return err
-	}
-	if w.resource, err = resolve(endpoint, header.Get("Location")); err != nil {
+	w.answered = time.Now()
+	if w.resource, err = resolve(w.endpoint, header.Get("Location")); err != nil {
 		return err
 	}
 	if got := header.Get("Content-Type"); !strings.HasPrefix(got, "application/sdp") {
@@ -55,6 +81,9 @@ func (w *WHEP) play(ctx context.Context, endpoint string) error {
 	}
 	return w.Answer(answer)
 }
+
+// Times returns when the offer was sent and when the answer had come.
+func (w *WHEP) Times() (sent, answered time.Time) { return w.sent, w.answered }
 
 // Resource returns the session's URL.
 func (w *WHEP) Resource() string { return w.resource }
