@@ -90,7 +90,7 @@ type input struct {
 	stream *Stream
 	out    *output
 	seq    sequence
-	h264   *h264 // nil: another codec
+	video  normalizer // nil: audio
 }
 
 func (in *input) write(now time.Time, pkt *rtp.Packet) {
@@ -104,8 +104,8 @@ func (in *input) write(now time.Time, pkt *rtp.Packet) {
 	m.lost += lost
 	m.connectionLost += lost
 	out := in.out
-	if gap > 0 && in.h264 != nil {
-		in.h264.finish() // before the gap
+	if gap > 0 && in.video != nil {
+		in.video.finish() // before the gap
 	}
 	out.next += uint64(gap)
 	if len(pkt.Payload) == 0 {
@@ -116,16 +116,17 @@ func (in *input) write(now time.Time, pkt *rtp.Packet) {
 	if out.line.leapt {
 		out.senderReport = clockPoint{}
 	}
-	if in.h264 != nil {
-		in.h264.write(fresh, gap > 0, pkt.Marker, pkt.Payload)
+	if in.video != nil {
+		in.video.write(fresh, gap > 0, pkt.Marker, pkt.Payload)
 		return
 	}
 	out.gap = gap > 0
 	in.audio(pkt)
 }
 
-// audio passes a packet on as a burst of its own. G.711 has one octet a sample
-// and channel (RFC 3551 §4.5.14) and can be cut anywhere; Opus cannot be cut.
+// audio passes a packet on as a burst of its own. G.711 and G.722 have one octet
+// a tick of their clock and channel (RFC 3551 §4.5.14, §4.5.2) and can be cut
+// anywhere; Opus cannot be cut.
 func (in *input) audio(pkt *rtp.Packet) {
 	out, payload, marker, ts := in.out, pkt.Payload, pkt.Marker, in.out.line.out
 	if len(payload) > in.stream.mtu && out.track.Codec == "OPUS" {
