@@ -111,7 +111,8 @@ func TestChooseTracks(t *testing.T) {
 	}{
 		{
 			"the first of each kind that can be passed on", aac + "m=audio 0 RTP/AVP 8\r\n" + "m=audio 0 RTP/AVP 0\r\n" + jpeg + h264 + video("H264/90000") + metadata,
-			[]string{"H264", "PCMA"}, 2,
+			[]string{"H264", "PCMA"},
+			2,
 			[]fleet.TrackStatus{
 				{Codec: "H264", Width: 640, Height: 360},
 				{Codec: "MPEG4-GENERIC", UnsupportedReason: noSound},
@@ -124,17 +125,23 @@ func TestChooseTracks(t *testing.T) {
 		{"H265", h265 + "\r\n", []string{"H265"}, 3, []fleet.TrackStatus{{Codec: "H265", Width: 1280, Height: 720}}},
 		{"H265 without parameters", video("H265/90000"), []string{"H265"}, 0, []fleet.TrackStatus{{Codec: "H265"}}},
 		{
-			"H265 interleaved", h265 + ";sprop-max-don-diff=2\r\n" + video("VP8/90000"), []string{"VP8"}, 0,
+			"H265 interleaved", h265 + ";sprop-max-don-diff=2\r\n" + video("VP8/90000"),
+			[]string{"VP8"},
+			0,
 			[]fleet.TrackStatus{{Codec: "VP8"}, {Codec: "H265 (interleaved)", UnsupportedReason: "H265 (interleaved) cannot be passed on: set the camera's video codec to H264, H265, VP8, VP9 or AV1"}},
 		},
 		{"VP9 and Opus", video("VP9/90000") + "m=audio 0 RTP/AVP 98\r\na=rtpmap:98 opus/48000/2\r\n", []string{"VP9", "OPUS"}, 0, []fleet.TrackStatus{{Codec: "VP9"}, {Codec: "OPUS"}}},
 		{"AV1 and G722", video("AV1/90000") + "m=audio 0 RTP/AVP 9\r\n", []string{"AV1", "G722"}, 0, []fleet.TrackStatus{{Codec: "AV1"}, {Codec: "G722"}}},
 		{
-			"another clock", video("VP8/48000") + video("AV1/90000"), []string{"AV1"}, 0,
+			"another clock", video("VP8/48000") + video("AV1/90000"),
+			[]string{"AV1"},
+			0,
 			[]fleet.TrackStatus{{Codec: "AV1"}, {Codec: "VP8", UnsupportedReason: "VP8 cannot be passed on: set the camera's video codec to H264, H265, VP8, VP9 or AV1"}},
 		},
 		{
-			"LATM", video("VP8/90000") + "m=audio 0 RTP/AVP 98\r\na=rtpmap:98 MP4A-LATM/16000/1\r\na=fmtp:98 cpresent=0; config=40002810\r\n", []string{"VP8"}, 0,
+			"LATM", video("VP8/90000") + "m=audio 0 RTP/AVP 98\r\na=rtpmap:98 MP4A-LATM/16000/1\r\na=fmtp:98 cpresent=0; config=40002810\r\n",
+			[]string{"VP8"},
+			0,
 			[]fleet.TrackStatus{{Codec: "VP8"}, {Codec: "MP4A-LATM", UnsupportedReason: strings.ReplaceAll(noSound, "MPEG4-GENERIC", "MP4A-LATM")}},
 		},
 		{"nothing that can be passed on", jpeg, nil, 0, []fleet.TrackStatus{{Codec: "JPEG", UnsupportedReason: "JPEG cannot be passed on: set the camera's video codec to H264, H265, VP8, VP9 or AV1"}}},

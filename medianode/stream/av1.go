@@ -246,6 +246,7 @@ func (a *av1) rewrite(payload []byte, marker bool) {
 			a.put(obu, continues, open)
 		case placeHeld:
 			a.hold(obu, !continues, !open)
+		default: // dropped
 		}
 		a.open = placeNone
 		if open {

@@ -33,32 +33,38 @@ func TestClips(t *testing.T) {
 		assembler   func() rtp.Depacketizer
 	}{
 		{
-			"H265", "H265", []string{"libx265", "-preset", "ultrafast", "-x265-params", "log-level=error:repeat-headers=1:keyint=10:min-keyint=10:scenecut=0:bframes=2:aud=1:slices=2"},
+			"H265", "H265",
+			[]string{"libx265", "-preset", "ultrafast", "-x265-params", "log-level=error:repeat-headers=1:keyint=10:min-keyint=10:scenecut=0:bframes=2:aud=1:slices=2"},
 			accessUnits, func(units [][]byte) []byte { return join(units...) }, "hevc", 3,
 			func() rtp.Payloader { return &codecs.H265Payloader{} }, func() rtp.Depacketizer { return &codecs.H265Depacketizer{} },
 		},
 		{
-			"VP8", "VP8", []string{"libvpx", "-deadline", "realtime", "-cpu-used", "8", "-g", "10", "-lag-in-frames", "0", "-auto-alt-ref", "0"},
+			"VP8", "VP8",
+			[]string{"libvpx", "-deadline", "realtime", "-cpu-used", "8", "-g", "10", "-lag-in-frames", "0", "-auto-alt-ref", "0"},
 			readIVF, writeIVF("VP80"), "ivf", 3,
 			func() rtp.Payloader { return &codecs.VP8Payloader{EnablePictureID: true} }, func() rtp.Depacketizer { return &codecs.VP8Packet{} },
 		},
 		{
-			"VP9, not flexible", "VP9", []string{"libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "10", "-lag-in-frames", "0"},
+			"VP9, not flexible", "VP9",
+			[]string{"libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "10", "-lag-in-frames", "0"},
 			readIVF, writeIVF("VP90"), "ivf", 3,
 			func() rtp.Payloader { return &codecs.VP9Payloader{InitialPictureIDFn: picture} }, func() rtp.Depacketizer { return &codecs.VP9Packet{} },
 		},
 		{
-			"VP9, flexible", "VP9", []string{"libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "10", "-lag-in-frames", "0"},
+			"VP9, flexible", "VP9",
+			[]string{"libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "10", "-lag-in-frames", "0"},
 			readIVF, writeIVF("VP90"), "ivf", 3,
 			func() rtp.Payloader { return &codecs.VP9Payloader{FlexibleMode: true, InitialPictureIDFn: picture} }, func() rtp.Depacketizer { return &codecs.VP9Packet{} },
 		},
 		{
-			"AV1 of libaom", "AV1", []string{"libaom-av1", "-usage", "realtime", "-cpu-used", "8", "-g", "10", "-lag-in-frames", "0"},
+			"AV1 of libaom", "AV1",
+			[]string{"libaom-av1", "-usage", "realtime", "-cpu-used", "8", "-g", "10", "-lag-in-frames", "0"},
 			readIVF, writeIVF("AV01"), "ivf", 3,
 			func() rtp.Payloader { return &codecs.AV1Payloader{} }, func() rtp.Depacketizer { return &codecs.AV1Depacketizer{} },
 		},
 		{
-			"AV1 of SVT-AV1", "AV1", []string{"libsvtav1", "-preset", "12", "-g", "10"},
+			"AV1 of SVT-AV1", "AV1",
+			[]string{"libsvtav1", "-preset", "12", "-g", "10"},
 			readIVF, writeIVF("AV01"), "ivf", 3,
 			func() rtp.Payloader { return &codecs.AV1Payloader{} }, func() rtp.Depacketizer { return &codecs.AV1Depacketizer{} },
 		},
@@ -66,8 +72,10 @@ func TestClips(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
 			clip := filepath.Join(dir, "clip."+c.extension)
-			args := append([]string{"-nostdin", "-loglevel", "error", "-f", "lavfi", "-i", fmt.Sprintf("testsrc2=size=320x180:rate=25:duration=%v", clipFrames/25.0),
-				"-pix_fmt", "yuv420p", "-b:v", "600k", "-c:v"}, c.encoder...)
+			args := append([]string{
+				"-nostdin", "-loglevel", "error", "-f", "lavfi", "-i", fmt.Sprintf("testsrc2=size=320x180:rate=25:duration=%v", clipFrames/25.0),
+				"-pix_fmt", "yuv420p", "-b:v", "600k", "-c:v",
+			}, c.encoder...)
 			if out, err := exec.Command("ffmpeg", append(args, clip)...).CombinedOutput(); err != nil {
 				t.Skipf("ffmpeg has no %s, or another version: %v\n%s", c.encoder[0], err, out)
 			}

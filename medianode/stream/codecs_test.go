@@ -180,7 +180,7 @@ func pass(t *testing.T, codec string, mtu, cameraMTU int, payloader rtp.Payloade
 
 // noise returns bytes that look random and have no start codes.
 func noise(seed, size int) []byte {
-	r := rand.New(rand.NewPCG(uint64(seed), 1)) //nolint:gosec // a test's
+	r := rand.New(rand.NewPCG(uint64(seed), 1))
 	b := make([]byte, size)
 	for i := range b {
 		b[i] = byte(1 + r.IntN(255))

@@ -123,8 +123,13 @@ func h265Cases() []videoCase {
 			name: "every IRAP picture is one to start with", sets: sdp,
 			in: []inPacket{{marker: true, payload: hevc(16, 20)}, {step: frame, marker: true, payload: hevc(21, 20)}, {step: frame, marker: true, payload: hevc(20, 20)}, {step: frame, marker: true, payload: hevc(22, 20)}},
 			out: []outPacket{
-				{payload: sets}, {marker: true, payload: hevc(16, 20)}, {step: frame, payload: sets}, {marker: true, payload: hevc(21, 20)},
-				{step: frame, payload: sets}, {marker: true, payload: hevc(20, 20)}, {step: frame, marker: true, payload: hevc(22, 20)},
+				{payload: sets},
+				{marker: true, payload: hevc(16, 20)},
+				{step: frame, payload: sets},
+				{marker: true, payload: hevc(21, 20)},
+				{step: frame, payload: sets},
+				{marker: true, payload: hevc(20, 20)},
+				{step: frame, marker: true, payload: hevc(22, 20)},
 			}, keyframes: 3,
 		},
 		{
@@ -274,16 +279,16 @@ func TestHEVCSize(t *testing.T) {
 		}
 	}
 	// Of x265, main profile, 1920 x 1080, with emulation prevention.
-	real := []byte{
+	x265 := []byte{
 		0x42, 0x01, 0x01, 0x01, 0x60, 0x00, 0x00, 0x03, 0x00, 0x90, 0x00, 0x00, 0x03, 0x00, 0x00, 0x03,
 		0x00, 0x78, 0xa0, 0x03, 0xc0, 0x80, 0x10, 0xe5, 0x96, 0x66, 0x69, 0x24, 0xca, 0xe0, 0x10, 0x00,
 		0x00, 0x03, 0x00, 0x10, 0x00, 0x00, 0x03, 0x01, 0xe0, 0x80,
 	}
-	if sps, ok := readHEVCSPS(real); !ok || sps.width != 1920 || sps.height != 1080 {
+	if sps, ok := readHEVCSPS(x265); !ok || sps.width != 1920 || sps.height != 1080 {
 		t.Errorf("read %+v, %v; want 1920 x 1080", sps, ok)
 	}
 	for n := range 24 { // cut off before the window ends
-		if sps, ok := readHEVCSPS(real[:n]); ok {
+		if sps, ok := readHEVCSPS(x265[:n]); ok {
 			t.Errorf("%d bytes read as %+v", n, sps)
 		}
 	}

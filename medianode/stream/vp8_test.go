@@ -65,7 +65,9 @@ func vp8Cases() []videoCase {
 		{
 			name: "no markers", in: []inPacket{{payload: join(desc, key)}, {step: frame, payload: join(desc, inter[:20])}, {step: frame, payload: join(desc, inter[:20])}},
 			out: []outPacket{
-				{payload: join(desc, key[:63])}, {payload: join(on, key[63:126])}, {marker: true, payload: join(on, key[126:])},
+				{payload: join(desc, key[:63])},
+				{payload: join(on, key[63:126])},
+				{marker: true, payload: join(on, key[126:])},
 				{step: frame, marker: true, payload: join(desc, inter[:20])},
 			}, keyframes: 1,
 		},

@@ -138,7 +138,7 @@ func readVP9Keyframe(frame []byte) (width, height int, ok bool) {
 	if profile == 3 {
 		r.skip(1)
 	}
-	if r.flag() || r.flag() { // show_existing_frame, frame_type
+	if r.u(2) != 0 { // show_existing_frame, frame_type
 		return 0, 0, false
 	}
 	r.skip(2)                  // show_frame, error_resilient_mode

@@ -68,8 +68,10 @@ func vp9Cases() []videoCase {
 		{
 			name: "references stay with every piece", in: []inPacket{start, {step: frame, marker: true, payload: join(flexible, inter)}},
 			out: []outPacket{
-				started, {step: frame, payload: join(flexibleBegin, inter[:60])},
-				{payload: join(flexibleOn, inter[60:120])}, {marker: true, payload: join(flexibleEnd, inter[120:])},
+				started,
+				{step: frame, payload: join(flexibleBegin, inter[:60])},
+				{payload: join(flexibleOn, inter[60:120])},
+				{marker: true, payload: join(flexibleEnd, inter[120:])},
 			}, keyframes: 1,
 		},
 		{
