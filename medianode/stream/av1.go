@@ -123,6 +123,7 @@ func (a *av1) write(fresh, lost, marker bool, payload []byte) {
 		a.endUnit(lost)
 	}
 	if lost {
+		a.finish()
 		a.gap()
 		a.before.part, a.open = nil, placeNone
 	}

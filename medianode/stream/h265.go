@@ -59,6 +59,7 @@ func (h *h265) write(fresh, lost, marker bool, payload []byte) {
 		h.endUnit(lost)
 	}
 	if lost {
+		h.finish()
 		h.gap()
 		h.before.part = nil
 	}

@@ -55,6 +55,7 @@ func (v *vp8) write(fresh, lost, marker bool, payload []byte) {
 		v.endUnit(lost)
 	}
 	if lost {
+		v.finish()
 		v.gap()
 	}
 	n := vp8Descriptor(payload)

@@ -97,6 +97,7 @@ func (v *vp9) write(fresh, lost, marker bool, payload []byte) {
 		v.endUnit(lost)
 	}
 	if lost {
+		v.finish()
 		v.gap()
 	}
 	d, ok := readVP9Descriptor(payload)
