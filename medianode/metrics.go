@@ -81,6 +81,8 @@ func (l *lost) add(s stream.Stats) {
 	l.discards.ParameterSets += s.Discards.ParameterSets
 	l.discards.Supplements += s.Discards.Supplements
 	l.discards.UnsupportedFormat += s.Discards.UnsupportedFormat
+	l.discards.BFrames += s.Discards.BFrames
+	l.discards.Damaged += s.Discards.Damaged
 	l.drops.Overflow += s.Drops.Overflow
 	l.drops.AwaitingKeyframe += s.Drops.AwaitingKeyframe
 	l.drops.NoRoom += s.Drops.NoRoom
@@ -164,7 +166,7 @@ func newViewerMetrics(s *metrics.Set) viewerMetrics {
 		withheld:         s.Sampled(metrics.KindCounter, "fanlight_node_resends_refused_total", "Packets that were not sent again because the viewer's budget was spent."),
 		missed:           s.Sampled(metrics.KindCounter, "fanlight_node_resends_missed_total", "Packets that were not sent again because they were no longer there."),
 		profiles:         s.Sampled(metrics.KindGauge, "fanlight_node_srtp_sessions", "Sessions that are connected, by how SRTP is protected. SRTP_AES128_CM_HMAC_SHA1_80 costs some eight times the CPU of the others, and is taken by viewers that have nothing else.", "profile"),
-		discards:         s.Sampled(metrics.KindCounter, "fanlight_node_packets_discarded_total", "Packets from cameras that could not be used: malformed, late, oversized, parameter_sets, supplements, unsupported_format.", "reason"),
+		discards:         s.Sampled(metrics.KindCounter, "fanlight_node_packets_discarded_total", "Packets from cameras that could not be used: malformed, late, oversized, parameter_sets, supplements, unsupported_format, b_frames (browsers cannot play them), damaged (what follows a loss, until the next keyframe).", "reason"),
 		drops:            s.Sampled(metrics.KindCounter, "fanlight_node_packets_dropped_total", "Packets that viewers were not sent, once for each viewer: overflow, its queue was full; awaiting_keyframe, it could not begin with them; no_room, its TCP connection had no room; socket_full, the UDP socket had none.", "reason"),
 	}
 }
@@ -293,7 +295,7 @@ func (m *nodeMetrics) sampleCamera(k metrics.Sink, c *camera) {
 	var l lost
 	l.add(stats)
 	d := l.discards
-	k.Put(cm.discarded, float64(d.Malformed+d.Late+d.Oversized+d.ParameterSets+d.Supplements+d.UnsupportedFormat), id)
+	k.Put(cm.discarded, float64(d.Malformed+d.Late+d.Oversized+d.ParameterSets+d.Supplements+d.UnsupportedFormat+d.BFrames+d.Damaged), id)
 	k.Put(cm.dropped, float64(l.drops.Overflow+l.drops.AwaitingKeyframe+l.drops.NoRoom), id)
 	k.Put(cm.bitrate, float64(stats.BitrateBPS)/8, id)
 	k.Put(cm.fps, stats.FramesPerSecond, id)
@@ -383,6 +385,7 @@ func (m *nodeMetrics) sampleViewers(k metrics.Sink) {
 	for reason, n := range map[string]int64{
 		"malformed": l.discards.Malformed, "late": l.discards.Late, "oversized": l.discards.Oversized,
 		"parameter_sets": l.discards.ParameterSets, "supplements": l.discards.Supplements, "unsupported_format": l.discards.UnsupportedFormat,
+		"b_frames": l.discards.BFrames, "damaged": l.discards.Damaged,
 	} {
 		k.Put(v.discards, float64(n), reason)
 	}

@@ -91,6 +91,7 @@ func (s *Session) answerSection(o *offer, index int, complete bool) *sdp.MediaDe
 		answerCodec(md, c, section.kind == "video")
 	}
 	if l := s.laneOf(o, index); l != nil {
+		l.extensions.each(func(id uint8, uri string) { add("extmap", strconv.Itoa(int(id)), uri) })
 		s.answerTrack(add, l)
 		add("sendonly")
 	} else {
@@ -168,7 +169,7 @@ func (s *Session) answerTrack(add func(string, ...string), l *lane) {
 	camera, kind := s.name(), l.kind.String()
 	add("msid", camera, kind)
 	sources := []uint32{l.ssrc}
-	if l.rtx.payload != 0 {
+	if l.rtx.ssrc != 0 {
 		sources = append(sources, l.rtx.ssrc)
 		add("ssrc-group", "FID", strconv.FormatUint(uint64(l.ssrc), 10), strconv.FormatUint(uint64(l.rtx.ssrc), 10)) // RFC 5576 §4.2
 	}
@@ -200,16 +201,19 @@ func newLanes(o *offer, p *plan) [2]lane {
 	}
 	var lanes [2]lane
 	video := &lanes[stream.Video]
-	video.kind, video.ssrc, video.payloads = stream.Video, ssrc(), map[string]uint8{p.video.name: p.video.payloadType}
-	video.nack = slices.Contains(p.video.feedback, "nack")
-	if p.video.hasRTX {
-		video.rtx = rtx{payload: p.video.rtx, ssrc: ssrc(), index: rand.Uint64() & 0x7fff}
+	video.kind, video.ssrc, video.payloads = stream.Video, ssrc(), payloadTypes(p.video)
+	video.nack = slices.ContainsFunc(p.video, func(c offeredCodec) bool { return slices.Contains(c.feedback, "nack") })
+	if slices.ContainsFunc(p.video, func(c offeredCodec) bool { return c.hasRTX }) {
+		video.rtx = rtx{ssrc: ssrc(), index: rand.Uint64() & 0x7fff}
+	}
+	// Without RTX a packet is sent again under its own nonce, and must be the same
+	// to the bit: it cannot say when it left.
+	if all := !slices.ContainsFunc(p.video, func(c offeredCodec) bool { return !c.hasRTX }); all || !video.nack {
+		video.extensions = offeredExtensions(o.desc.MediaDescriptions[o.video], true, false)
 	}
 	if audio := &lanes[stream.Audio]; !p.quiet && o.audio >= 0 {
-		audio.kind, audio.ssrc, audio.payloads = stream.Audio, ssrc(), make(map[string]uint8)
-		for _, c := range p.audio {
-			audio.payloads[c.name] = c.payloadType
-		}
+		audio.kind, audio.ssrc, audio.payloads = stream.Audio, ssrc(), payloadTypes(p.audio)
+		audio.extensions = offeredExtensions(o.desc.MediaDescriptions[o.audio], false, false)
 	}
 	return lanes
 }

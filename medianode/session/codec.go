@@ -1,12 +1,11 @@
 package session
 
 import (
-	"fmt"
+	"bytes"
 	"slices"
 	"strconv"
 	"strings"
 
-	"fanlight/internal/fleet"
 	"fanlight/medianode/stream"
 )
 
@@ -21,7 +20,12 @@ type codec struct {
 // codecs are the codecs a session can send, payloads untouched.
 var codecs = []codec{
 	{"H264", stream.Video, 90000, 0},
+	{"H265", stream.Video, 90000, 0},
+	{"AV1", stream.Video, 90000, 0},
+	{"VP9", stream.Video, 90000, 0},
+	{"VP8", stream.Video, 90000, 0},
 	{"OPUS", stream.Audio, 48000, 2}, // RFC 7587 §7: always 2
+	{"G722", stream.Audio, 8000, 0},  // not its sampling rate (RFC 3551 §4.5.2)
 	{"PCMU", stream.Audio, 8000, 0},
 	{"PCMA", stream.Audio, 8000, 0},
 }
@@ -38,160 +42,124 @@ func findCodec(name string) (codec, bool) {
 // §7.1). Transport-wide congestion control and REMB are not: nothing adapts yet.
 var videoFeedback = []string{"nack", "nack pli", "ccm fir"}
 
-// usable tells whether a payload type of an offer is one that a session can
-// send: the codec, and for H264 packetization mode 1, in which a NAL unit may
-// be split (RFC 6184 §6.3).
-func (c *offeredCodec) usable() bool {
+// usable tells whether a payload type of an offer is one that a session can send:
+// the codec; for H264 packetization mode 1, in which a NAL unit may be split (RFC
+// 6184 §6.3), and for H265 all of it in one RTP stream (RFC 7798 §7.1).
+func (c *offeredCodec) usable(kind stream.Kind) bool {
 	known, ok := findCodec(c.name)
 	switch {
-	case !ok || known.clockRate != c.clockRate:
+	case !ok || known.kind != kind || known.clockRate != c.clockRate || isRTCP(c.payloadType):
 		return false
 	case c.name == "H264":
 		return c.parameter("packetization-mode") == "1"
+	case c.name == "H265":
+		mode := c.parameter("tx-mode")
+		return mode == "" || strings.EqualFold(mode, "SRST")
 	case c.name == "OPUS":
 		return c.channels == 2
 	}
 	return c.channels <= 1
 }
 
-// plan is what a session will answer and send.
-type plan struct {
-	video offeredCodec   // the one video payload type
-	audio []offeredCodec // what can be sent, the best first; empty: none is offered
-	quiet bool           // the camera has no audio that the viewer can take: answer inactive
+// isRTCP tells whether RTCP on the same port has a payload type to itself (RFC 5761
+// §4).
+func isRTCP(payloadType uint8) bool { return payloadType >= 64 && payloadType < 96 }
+
+// numbered is a codec's parameter that numbers its profiles.
+type numbered struct {
+	key      string
+	standard int // what it is if it is not given
+	// inclusive: whoever decodes a profile decodes those below it too.
+	inclusive bool
 }
 
-// negotiate chooses what to send of the camera's tracks, none if they are not
-// known yet, to a viewer with the offer. prefer orders the answer's audio codecs
-// by name. The error is fleet.CodecUnsupported.
-//
-// One video payload type is answered: the one whose profile is the camera's if
-// that is known and offered, else the one that a decoder is least likely to
-// refuse. Decoders go by the parameter sets in the stream, not by the SDP:
-// Chromium and OpenH264 decode High profile on a payload type of the baseline
-// profile.
-func negotiate(o *offer, tracks []stream.Track, prefer []string) (*plan, error) {
-	p := new(plan)
-	video, err := chooseVideo(o, trackOf(tracks, stream.Video))
+// profileParameters are of the codecs whose profiles are numbered: RFC 9628 §7.1;
+// the RTP payload format of AV1, §7.2.1, and its decoders' conformance (AV1
+// annex A.2); RFC 7798 §7.1, H.265 annex A.3.3: a Main 10 decoder decodes Main.
+var profileParameters = map[string]numbered{
+	"VP9":  {key: "profile-id"},
+	"AV1":  {key: "profile", inclusive: true},
+	"H265": {key: "profile-id", standard: 1},
+}
+
+// number reads a profile's number; -1: it is none.
+func (n numbered) number(fmtp string) int {
+	v := fmtpParameter(fmtp, n.key)
+	if v == "" {
+		return n.standard
+	}
+	p, err := strconv.ParseUint(v, 10, 8)
 	if err != nil {
-		return nil, err
+		return -1
 	}
-	p.video = video
-	if o.audio >= 0 {
-		p.chooseAudio(o.sections[o.audio].codecs, tracks, prefer)
-	}
-	return p, nil
+	return int(p)
 }
 
-func trackOf(tracks []stream.Track, kind stream.Kind) *stream.Track {
-	i := slices.IndexFunc(tracks, func(t stream.Track) bool { return t.Kind == kind })
-	if i < 0 {
-		return nil
-	}
-	return &tracks[i]
-}
-
-func chooseVideo(o *offer, track *stream.Track) (offeredCodec, error) {
-	offered := o.sections[o.video].codecs
-	want := "H264"
-	if track != nil {
-		want = track.Codec
-	}
-	var candidates []offeredCodec
-	for _, c := range offered {
-		if c.name == want && c.usable() {
-			candidates = append(candidates, c)
-		}
-	}
-	if len(candidates) == 0 {
-		return offeredCodec{}, codecUnsupported(want, offered)
-	}
-	order := profileOrder(track)
-	rank := func(c offeredCodec) int {
+// fit tells whether a payload type of the track's codec can take it, as far as
+// the SDPs say, and how well: the lower the better. A nil track is not known yet.
+// Levels do not count, for browsers decode far more than they offer, but for the
+// choice between payload types of H265, where a receiver names its own.
+func (c *offeredCodec) fit(track *stream.Track) (rank int, ok bool) {
+	if c.name == "H264" {
+		order := profileOrder(track)
 		if i := slices.Index(order, h264Profile(c.parameter("profile-level-id"))); i >= 0 {
-			return i
+			return i, true
 		}
-		return len(order)
+		return len(order), true
 	}
-	return slices.MinFunc(candidates, func(a, b offeredCodec) int { return rank(a) - rank(b) }), nil
-}
-
-// codecUnsupported is the error of a viewer who cannot take a camera's codec.
-func codecUnsupported(sends string, offered []offeredCodec) error {
-	var names []string
-	for _, c := range offered {
-		name := c.name
-		switch {
-		case slices.Contains([]string{"RED", "ULPFEC", "FLEXFEC", "FLEXFEC-03"}, name):
-			continue
-		case name == "H264" && !c.usable():
-			name = "H264 (packetization-mode=0)"
-		}
-		if !slices.Contains(names, name) {
-			names = append(names, clip(name))
+	n, ok := profileParameters[c.name]
+	if !ok {
+		return 0, true
+	}
+	theirs := n.number(c.fmtp)
+	if track == nil {
+		return theirs, theirs >= 0
+	}
+	ours := n.number(track.FMTP)
+	level := -1 // of the track
+	if c.name == "H265" {
+		if profile, l, ok := h265Level(track); ok {
+			ours, level = profile, l
 		}
 	}
-	const most = 10
-	if len(names) > most {
-		names = append(names[:most], "…")
-	}
-	list := strings.Join(names, ", ")
-	if list == "" {
-		list = "nothing"
-	}
-	return fmt.Errorf("%w: camera sends %s, browser offers %s", fleet.CodecUnsupported, sends, list)
-}
-
-// chooseAudio notes the payload type of each codec that the viewer can take.
-// Which one is sent is each burst's to say, so that a camera that comes back
-// with another codec is heard.
-func (p *plan) chooseAudio(offered []offeredCodec, tracks []stream.Track, prefer []string) {
-	for _, c := range offered {
-		if c.usable() && !slices.ContainsFunc(p.audio, func(other offeredCodec) bool { return other.name == c.name }) {
-			p.audio = append(p.audio, c)
-		}
-	}
-	track := trackOf(tracks, stream.Audio)
-	rank := func(c offeredCodec) int {
-		if track != nil && c.name == track.Codec {
-			return -1
-		}
-		i := slices.IndexFunc(prefer, func(s string) bool { return strings.EqualFold(s, c.name) })
-		if i < 0 {
-			return len(prefer)
-		}
-		return i
-	}
-	slices.SortStableFunc(p.audio, func(a, b offeredCodec) int { return rank(a) - rank(b) })
 	switch {
-	case len(tracks) > 0 && track == nil:
-		p.quiet = true
-	case track != nil:
-		p.quiet = len(p.audio) == 0 || p.audio[0].name != track.Codec
+	case theirs == ours && ours >= 0:
+	case ours >= 0 && theirs > ours && (n.inclusive || c.name == "H265" && ours == 1 && theirs == 2):
+		rank = 2 * (theirs - ours)
+	default:
+		return 0, false
 	}
-	p.quiet = p.quiet || len(p.audio) == 0
+	if most, err := strconv.Atoi(c.parameter("level-id")); err == nil && level > most {
+		rank++
+	}
+	return rank, true
 }
 
-// answered returns the codecs that are answered in one of the offer's sections,
-// the best first. A section that stays off has one all the same: without any it
-// would be refused, and with it, if it is the first, the transport of the bundle
-// (RFC 8843 §7.3).
-func (p *plan) answered(o *offer, index int) []offeredCodec {
-	offered := o.sections[index].codecs
-	var out []offeredCodec
-	// The plan's payload types mean the same in every section of a bundle (RFC
-	// 8843 §9.1), so that a section that stays off has one of them too.
-	for _, planned := range append([]offeredCodec{p.video}, p.audio...) {
-		for _, c := range offered {
-			if c.name == planned.name && c.payloadType == planned.payloadType {
-				out = append(out, c)
-			}
+// h265Level reads general_profile_idc and general_level_idc from the camera's
+// sequence parameter set (H.265 §7.3.2.2, §7.3.3), or else from its SDP; ok is
+// false if neither has both.
+func h265Level(track *stream.Track) (profile, level int, ok bool) {
+	const (
+		sps     = 33 // NAL unit type (H.265 table 7-1)
+		levelAt = 14
+	)
+	for _, nal := range track.ParameterSets {
+		if len(nal) == 0 || nal[0]>>1&0x3f != sps {
+			continue
+		}
+		// Behind the header: a byte of ids, one of the profile, 4 of compatibility, 6
+		// of constraints, the level; without emulation prevention bytes (§7.4.2).
+		plain := bytes.ReplaceAll(nal[:min(len(nal), 32)], []byte{0, 0, 3}, []byte{0, 0})
+		if len(plain) > levelAt {
+			return int(plain[3] & 0x1f), int(plain[levelAt]), true
 		}
 	}
-	if len(out) == 0 && len(offered) > 0 {
-		out = append(out, offered[0])
+	profile, err := strconv.Atoi(fmtpParameter(track.FMTP, "profile-id"))
+	if err != nil {
+		return 0, 0, false
 	}
-	return out
+	level, err = strconv.Atoi(fmtpParameter(track.FMTP, "level-id"))
+	return profile, level, err == nil
 }
 
 // profile is an H264 profile (RFC 6184 §8.1, table 5).

@@ -16,9 +16,10 @@
 // stream's, kept once for all of them.
 //
 // What is negotiated: one video section and, if the viewer offers one, one
-// audio section, both only sent. H264 with packetization mode 1 on the offered
-// payload type whose profile fits the camera best; OPUS, PCMU and PCMA as the
-// camera sends them. Feedback: NACK, answered over RTX where offered (RFC 4588)
+// audio section, both only sent. One payload type for each codec that both sides
+// know, of several the one whose profile fits the camera best: H264 with
+// packetization mode 1, H265, AV1, VP9 and VP8; OPUS, G722, PCMU and PCMA. What is
+// sent is what the camera sends. Feedback: NACK, answered over RTX where offered (RFC 4588)
 // and within a budget (resend.go); PLI and FIR, which ask the camera for a
 // keyframe. Sections that are not sent in are answered as inactive. No header
 // extensions, no congestion control, no data channels.
@@ -50,6 +51,7 @@ import (
 	"time"
 
 	"fanlight/internal/fleet"
+	"fanlight/medianode/stream"
 	"fanlight/medianode/transport"
 	"fanlight/medianode/udp"
 )
@@ -201,7 +203,7 @@ func (e *Engine) Open(cfg OpenConfig) (s *Session, answer string, err error) {
 		if err != nil {
 			return err
 		}
-		p, err := negotiate(o, cfg.Stream.Tracks(), cfg.Codecs)
+		p, err := negotiate(o, [][]stream.Track{cfg.Stream.Tracks()}, cfg.Codecs)
 		if err != nil {
 			return err
 		}

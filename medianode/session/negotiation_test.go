@@ -17,6 +17,7 @@ import (
 
 func TestOpenRefuses(t *testing.T) {
 	n := newNode(t, nil)
+	n.cam.connect(h264Track())
 	good := offerOf(t)
 	cut := func(prefix string) string {
 		var keep []string
@@ -39,7 +40,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"no password", cut("a=ice-pwd"), fleet.BadOffer},
 		{"fingerprint without a value", strings.ReplaceAll(good, "a=fingerprint:sha-256 ", "a=fingerprint:sha-256"), fleet.BadOffer},
 		{"no SDP", "x", fleet.BadOffer},
-		{"VP8 only", vp8, fleet.CodecUnsupported},
+		{"VP8 only", vp8, fleet.CodecUnsupported}, // the camera sends H264
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -146,8 +147,8 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-// The answer has one H264 payload type, with the feedback that is acted on, and
-// is that of a DTLS server.
+// The answer has one payload type a codec, the camera's first, with the feedback
+// that is acted on, and is that of a DTLS server.
 func TestAnswer(t *testing.T) {
 	n := newNode(t, nil)
 	n.cam.connect(h264Track(), pcmaTrack())
@@ -170,7 +171,7 @@ func TestAnswer(t *testing.T) {
 			t.Errorf("the answer lacks %q", line)
 		}
 	}
-	for _, line := range []string{"goog-remb", "transport-cc", "VP8", "a=recvonly", "a=sendrecv", "a=extmap"} {
+	for _, line := range []string{"goog-remb", "transport-cc", "ulpfec", "a=recvonly", "a=sendrecv", "a=extmap"} {
 		if strings.Contains(answer, line) {
 			t.Errorf("the answer has %q", line)
 		}

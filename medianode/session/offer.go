@@ -252,6 +252,8 @@ func parseCodecs(md *sdp.MediaDescription) ([]offeredCodec, error) {
 			c.name, c.clockRate = "PCMU", 8000
 		case 8:
 			c.name, c.clockRate = "PCMA", 8000
+		case 9:
+			c.name, c.clockRate = "G722", 8000
 		}
 		byPayload[f] = len(codecs)
 		codecs = append(codecs, c)
@@ -309,7 +311,7 @@ func attachRTX(all []offeredCodec) []offeredCodec {
 	codecs := slices.DeleteFunc(slices.Clone(all), func(c offeredCodec) bool { return c.name == "RTX" || c.name == "" })
 	for _, r := range all {
 		apt, ok := strings.CutPrefix(strings.TrimSpace(r.fmtp), "apt=")
-		if r.name != "RTX" || !ok {
+		if r.name != "RTX" || !ok || r.payloadType == 0 || isRTCP(r.payloadType) {
 			continue
 		}
 		apt, _, _ = strings.Cut(apt, ";")

@@ -25,6 +25,7 @@ const (
 	h264Zero = "a=rtpmap:104 H264/90000\r\na=fmtp:104 packetization-mode=0;profile-level-id=42e01f\r\n"
 	opus     = "a=rtpmap:111 opus/48000/2\r\na=fmtp:111 minptime=10\r\n"
 	g722     = "a=rtpmap:9 G722/8000\r\n"
+	cn       = "a=rtpmap:13 CN/8000\r\n"
 )
 
 func video(payloads, attributes string) string {
@@ -75,10 +76,12 @@ var offers = []struct {
 	{"payload type twice", head + video("102 102", h264), fleet.BadOffer, "twice"},
 	{"rtpmap without rate", head + video("102", "a=rtpmap:102 H264\r\n"), fleet.BadOffer, "rtpmap"},
 	{"rtpmap with rate 0", head + video("102", "a=rtpmap:102 H264/0\r\n"), fleet.BadOffer, "clock rate"},
-	{"H265", head + video("98", "a=rtpmap:98 H265/90000\r\n"), fleet.CodecUnsupported, "camera sends H264, browser offers H265"},
-	{"VP8", head + video("96 97", vp8), fleet.CodecUnsupported, "browser offers VP8"},
-	{"packetization mode 0", head + video("96 104", vp8+h264Zero), fleet.CodecUnsupported, "browser offers VP8, H264 (packetization-mode=0)"},
-	{"no codecs", head + video("", ""), fleet.CodecUnsupported, "offers nothing"},
+	{"H265", head + video("98", "a=rtpmap:98 H265/90000\r\n"), nil, ""},
+	{"H265 in several RTP streams", head + video("98", "a=rtpmap:98 H265/90000\r\na=fmtp:98 tx-mode=MRST\r\n"), fleet.CodecUnsupported, "browser offers H265"},
+	{"VP8", head + video("96 97", vp8), nil, ""},
+	{"packetization mode 0", head + video("99 104", "a=rtpmap:99 H263/90000\r\n"+h264Zero), fleet.CodecUnsupported, "browser offers H263, H264 (packetization-mode=0)"},
+	{"RTCP's payload type", head + video("72", "a=rtpmap:72 VP8/90000\r\n"), fleet.CodecUnsupported, "browser offers VP8"},
+	{"no codecs", head + video("", ""), fleet.CodecUnsupported, "camera sends one of H264, H265, AV1, VP9, VP8, browser offers nothing"},
 }
 
 func TestOffers(t *testing.T) {
@@ -108,7 +111,9 @@ func profiles(ids ...string) string {
 
 func trackWith(codec string) stream.Track {
 	kind := stream.Audio
-	if strings.HasPrefix(codec, "H26") {
+	if known, ok := findCodec(codec); ok {
+		kind = known.kind
+	} else if strings.HasPrefix(codec, "H26") {
 		kind = stream.Video
 	}
 	return stream.Track{Kind: kind, Codec: codec}
@@ -153,26 +158,14 @@ func TestNegotiateVideo(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p, err := negotiate(o, tt.tracks, nil)
+			p, err := negotiate(o, [][]stream.Track{tt.tracks}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := p.video.parameter("profile-level-id"); got != tt.want {
+			if got := p.video[0].parameter("profile-level-id"); got != tt.want {
 				t.Errorf("answered with %s, want %s", got, tt.want)
 			}
 		})
-	}
-}
-
-func TestNegotiateCodec(t *testing.T) {
-	o, err := parseOffer(head + video("102 96 97", h264+vp8))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = negotiate(o, []stream.Track{trackWith("H265")}, nil)
-	const want = "the browser and the camera have no codec in common: camera sends H265, browser offers H264, VP8"
-	if !errors.Is(err, fleet.CodecUnsupported) || err.Error() != want {
-		t.Errorf("the error is %v, want %s", err, want)
 	}
 }
 
@@ -193,8 +186,13 @@ func TestNegotiateAudio(t *testing.T) {
 		{"the camera's", audio("111 0 8", opus), []stream.Track{h, trackWith("PCMU")}, []string{"PCMA"}, false, "PCMU", []string{"OPUS", "PCMA", "PCMU"}},
 		{"camera has none", audio("111", opus), []stream.Track{h}, nil, true, "OPUS", []string{"OPUS"}},
 		{"camera's not offered", audio("111", opus), []stream.Track{h, trackWith("PCMA")}, nil, true, "OPUS", []string{"OPUS"}},
-		{"none of ours", audio("9", g722), []stream.Track{h, trackWith("PCMA")}, nil, true, "", nil},
-		{"none of ours, unknown camera", audio("9", g722), nil, nil, true, "", nil},
+		{"wideband", audio("9", g722), []stream.Track{h, trackWith("G722")}, nil, false, "G722", []string{"G722"}},
+		{"static", audio("9 8 0", ""), []stream.Track{h, trackWith("G722")}, nil, false, "G722", []string{"G722", "PCMA", "PCMU"}},
+		{"none of ours", audio("13", cn), []stream.Track{h, trackWith("PCMA")}, nil, true, "", nil},
+		{"none of ours, unknown camera", audio("13", cn), nil, nil, true, "", nil},
+		{"payload type of the video", audio("102", "a=rtpmap:102 opus/48000/2\r\n"), nil, nil, true, "", nil},
+		{"payload type of the video's retransmissions", audio("103 0", "a=rtpmap:103 opus/48000/2\r\n"), nil, nil, false, "PCMU", []string{"PCMU"}},
+		{"video in the audio section", audio("120", "a=rtpmap:120 VP8/90000\r\n"), nil, nil, true, "", nil},
 		{"mono opus", audio("111", "a=rtpmap:111 opus/48000\r\n"), nil, nil, true, "", nil},
 		{"not received", audio("111", "a=sendonly\r\n"+opus), nil, nil, false, "", nil},
 	}
@@ -204,7 +202,7 @@ func TestNegotiateAudio(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p, err := negotiate(o, tt.tracks, tt.prefer)
+			p, err := negotiate(o, [][]stream.Track{tt.tracks}, tt.prefer)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -226,15 +224,18 @@ func FuzzOffer(f *testing.F) {
 	for _, tt := range offers {
 		f.Add(tt.offer)
 	}
+	for _, s := range browserOffers {
+		f.Add(s)
+	}
+	f.Add(browserOffer(f, "chromium"))
 	f.Fuzz(func(t *testing.T, s string) {
 		o, err := parseOffer(s)
 		if err == nil {
-			var p *plan
-			if p, err = negotiate(o, nil, nil); err == nil {
-				for i := range o.sections {
-					p.answered(o, i)
+			for _, profiles := range [][][]stream.Track{nil, {{trackWith("VP9")}, spsTrack(0x64, 0)}, {{trackWith("H265"), trackWith("G722")}}} {
+				var p *plan
+				if p, err = negotiate(o, profiles, nil); err == nil {
+					checkPlan(t, o, p)
 				}
-				newLanes(o, p)
 			}
 		}
 		if err != nil && !errors.Is(err, fleet.BadOffer) && !errors.Is(err, fleet.NoVideoSection) && !errors.Is(err, fleet.CodecUnsupported) {

@@ -33,7 +33,7 @@ func TestOpenAnswers(t *testing.T) {
 		{"static payload types", head + video("102", h264) + audio("0 8", ""), withAudio, []string{on, on}},
 		{"sendrecv", strings.ReplaceAll(goodOffer, "a=recvonly\r\n", "a=sendrecv\r\n"), nil, []string{on, on}},
 		{"audio first, camera without", head + audio("111 9", opus+g722) + video("102 103", h264), withAudio[:1], []string{off, on}},
-		{"audio first, none of ours", head + audio("9", g722) + video("102 103", h264), withAudio, []string{off, on}},
+		{"audio first, none of ours", head + audio("13", cn) + video("102 103", h264), withAudio, []string{off, on}},
 		{"camera's audio not offered", head + video("102 103", h264) + audio("111", opus), withAudio, []string{on, off}},
 		{"two video sections", head + video("96 97 102 103", vp8+h264) + second, nil, []string{on, off}},
 		{"second video section receives", head + video("96 97 102 103", "a=sendonly\r\n"+vp8+h264) + second, nil, []string{off, on}},
@@ -119,10 +119,11 @@ func TestAnswerLines(t *testing.T) {
 		}
 	}
 	want := []string{
-		"video 9 UDP/TLS/RTP/SAVPF 102 103", "setup:passive", "mid:0", "rtcp-mux",
+		"video 9 UDP/TLS/RTP/SAVPF 102 103 96 97", "setup:passive", "mid:0", "rtcp-mux",
 		"rtpmap:102 H264/90000", "fmtp:102 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f",
-		"rtcp-fb:102 nack", "rtcp-fb:102 nack pli", "rtpmap:103 rtx/90000", "fmtp:103 apt=102", "sendonly", "end-of-candidates",
-		"audio 9 UDP/TLS/RTP/SAVPF 111", "setup:passive", "mid:1", "rtcp-mux", "rtpmap:111 opus/48000/2", "fmtp:111 minptime=10", "inactive",
+		"rtcp-fb:102 nack", "rtcp-fb:102 nack pli", "rtpmap:103 rtx/90000", "fmtp:103 apt=102",
+		"rtpmap:96 VP8/90000", "rtcp-fb:96 nack", "rtpmap:97 rtx/90000", "fmtp:97 apt=96", "sendonly", "end-of-candidates",
+		"audio 9 UDP/TLS/RTP/SAVPF 111 9", "setup:passive", "mid:1", "rtcp-mux", "rtpmap:111 opus/48000/2", "fmtp:111 minptime=10", "rtpmap:9 G722/8000", "inactive",
 	}
 	if diff := cmp.Diff(want, lines); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -57,7 +57,6 @@ type Session struct {
 	connected atomic.Bool
 	profile   atomic.Pointer[transport.Profile] // once connected
 	viewer    atomic.Pointer[viewer]            // once connected
-	outlet    atomic.Pointer[outlet]            // once the shard has taken it
 
 	hanging sync.Mutex // held while the session is hung up
 
@@ -167,12 +166,7 @@ func (o *offer) checkRestart(next *offer, p *plan) error {
 	case o.video != next.video || o.audio != next.audio:
 		return badOffer("it receives in other sections than the session does")
 	}
-	for _, c := range next.sections[next.video].codecs {
-		if c.payloadType == p.video.payloadType && c.name == p.video.name && c.hasRTX == p.video.hasRTX && c.rtx == p.video.rtx {
-			return nil
-		}
-	}
-	return badOffer("payload type %d is no longer %s, or its retransmissions have another one", p.video.payloadType, p.video.name)
+	return p.checkKept(next)
 }
 
 // Run sends the camera's media to the viewer until ctx ends or the session is
@@ -311,7 +305,7 @@ func (s *Session) begin() error {
 // unsupported is the error of a camera that came back with a video codec that was
 // not negotiated.
 func (s *Session) unsupported(codec string) error {
-	return codecUnsupported(codec, s.offered)
+	return codecUnsupported([]stream.Track{{Codec: codec}}, s.offered)
 }
 
 // Stats returns the figures.

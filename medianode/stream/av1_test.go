@@ -169,10 +169,9 @@ func av1Cases() []videoCase {
 			out: []outPacket{started, {step: frame, payload: av1Packet(y, inter[:10])}, {marker: true, payload: av1Packet(z, inter[10:])}}, keyframes: 1,
 		},
 		{
-			name: "not across a packet that is lost", in: []inPacket{{payload: av1Packet(n|y, seq, big[:60])}, {skip: 1, marker: true, payload: av1Packet(z, big[130:])}},
-			out: []outPacket{
-				{payload: av1Packet(n|y, seq, big[:first])}, {payload: av1Packet(z|y, big[first:60])}, {gap: 1, marker: true, payload: av1Packet(z, big[130:])},
-			}, keyframes: 1,
+			name: "nothing of a unit of which a packet is lost",
+			in:   []inPacket{{payload: av1Packet(n|y, seq, big[:60])}, {skip: 1, marker: true, payload: av1Packet(z, big[130:])}, {step: frame, marker: true, payload: start.payload}},
+			out:  []outPacket{started}, keyframes: 2, discards: Discards{Damaged: 3},
 		},
 		{
 			name: "no markers", in: []inPacket{{payload: start.payload}, {step: frame, payload: av1Packet(0, inter)}},

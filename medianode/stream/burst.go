@@ -10,9 +10,10 @@ type Burst struct {
 	Kind     Kind      // the track's
 	Codec    string    // the track's
 	Keyframe bool      // a picture begins here that a decoder can start with, behind its parameter sets
-	Damaged  bool      // packets are missing before or within this burst
+	Damaged  bool      // packets of the camera's are missing before this burst; of video it is a keyframe then
 	Arrival  time.Time // when the first packet of the access unit came from the camera
 	Packets  []Packet  // one at least
+	Seq      uint64    // counts the bursts of the kind, from 1
 	bytes    int       // of payload
 }
 
@@ -22,7 +23,7 @@ func (b *Burst) Bytes() int { return b.bytes }
 // Packet is one RTP packet. Its SSRC and payload type are the session's, and so
 // is its sequence number, for which Index is what it goes by.
 type Packet struct {
-	Index     uint64 // counts up, with gaps where the camera lost packets; its low 16 bits begin anywhere
+	Index     uint64 // counts up, with a gap where packets were lost or left out; its low 16 bits begin anywhere
 	Timestamp uint32
 	Marker    bool
 	Payload   []byte // shared: must not be changed
@@ -43,7 +44,12 @@ type output struct {
 	line         timeline
 	senderReport clockPoint // the camera's; zero: none
 
-	kept *retained // nil: nobody watches
+	kept   *retained // nil: nobody watches
+	bursts uint64    // that were handed out
+
+	damaged  bool   // packets were lost: nothing passes until a keyframe begins; of video only
+	complete bool   // the latest packet handed out ended its access unit
+	withheld *int64 // counts what does not pass; static
 
 	// The pending burst. It is the end of slab, which is for many bursts: packets
 	// are not moved once they are handed out.
@@ -69,8 +75,14 @@ func (o *output) connect(index int, t Track) {
 	o.line.connect(t.ClockRate)
 }
 
-// append gives the packet its index and adds it to the pending burst.
+// append gives the packet its index and adds it to the pending burst. After a
+// loss it drops what is not of a keyframe.
 func (o *output) append(p Packet) {
+	if o.damaged && !o.keyframe {
+		*o.withheld++
+		return
+	}
+	o.gap, o.damaged = o.gap || o.damaged, false
 	p.Index = o.next
 	o.next++
 	if len(o.pending) == cap(o.pending) { // never within a burst of maxBurst
@@ -91,11 +103,14 @@ func (o *output) reserve() {
 
 // take returns the pending burst, and begins the next.
 func (o *output) take() *Burst {
+	o.bursts++
 	b := &Burst{
+		Seq:   o.bursts,
 		Track: o.index, Kind: o.kind, Codec: o.track.Codec,
 		Keyframe: o.keyframe, Damaged: o.gap, Arrival: o.line.at,
 		Packets: o.pending[:len(o.pending):len(o.pending)], bytes: o.bytes,
 	}
+	o.complete = o.pending[len(o.pending)-1].Marker
 	o.slab, o.pending = o.slab[len(o.pending):], nil
 	o.bytes, o.keyframe, o.gap = 0, false, false
 	return b
@@ -106,4 +121,21 @@ func (o *output) discard() {
 	clear(o.pending)
 	o.pending = o.pending[:0]
 	o.bytes, o.keyframe, o.gap = 0, false, false
+}
+
+// damage says that packets of video are missing. What is pending may be cut off:
+// it is dropped, and so is what comes until a keyframe begins, for it refers to
+// what is missing. One number stays free if viewers have a part of the picture, or
+// a decoder would take that for whole.
+func (o *output) damage() {
+	if o.damaged {
+		return
+	}
+	o.damaged = true
+	*o.withheld += int64(len(o.pending))
+	o.next -= uint64(len(o.pending))
+	o.discard()
+	if !o.complete {
+		o.next++
+	}
 }

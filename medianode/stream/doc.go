@@ -29,9 +29,17 @@
 //   - An IDR or IRAP picture whose beginning was lost, and a keyframe whose parameter
 //     sets or sequence header are not known, leave for who is watching already, and
 //     are no keyframes to start with.
+//   - H264 B-frames that no picture refers to are left out, for browsers cannot
+//     play pictures in another order than they come. Of B-frames that others refer
+//     to the stream tells (Stream.BFrames), and passes them on as they are.
+//   - When packets of video are missing, what is left of the access unit, and all
+//     that follows, stays here until a keyframe begins, which the camera is asked
+//     for: it would be smears, or refers to what is missing. Viewers see one number
+//     missing if a part of the access unit has left already, and none else. A
+//     packet missing within a B-frame that is left out anyway harms nobody.
 //   - Sequence numbers and timestamps go on where they were over reconnects and
 //     over a camera's clock that leaps or is set back. What the camera's
-//     sequence lacks stays a gap, at most 32 packets wide.
+//     sequence of audio lacks stays a gap, at most 32 packets wide.
 //   - OPUS, G722, PCMU and PCMA pass as they are.
 //
 // A burst is flushed by the marker bit, by the 17th packet of its access unit, by
@@ -44,11 +52,12 @@
 // for all, while anybody subscribes.
 //
 // Packets that arrive late are dropped, for reordering is the source's part
-// (gortsplib has it for UDP); malformed ones are dropped and counted. B-frames
-// pass as they are. There is no cache of past packets: a subscription starts
+// (gortsplib has it for UDP); malformed ones are dropped and counted. There is no
+// cache of past packets: a subscription starts
 // with the next keyframe. The camera is asked for one, each second until it
 // begins, when a subscription says so, has lost its place by an overflow, or sees
-// a new connection that does not begin with one.
+// a new connection that does not begin with one, and when packets were lost while
+// anybody subscribes.
 //
 // The package knows neither RTSP nor WebRTC and performs no I/O. It starts no
 // goroutine.

@@ -34,6 +34,7 @@ type h264 struct {
 	// The access unit under way.
 	vcl     bool   // it has a part of a picture
 	idr     bool   // its IDR picture has begun
+	skip    bool   // it is a B-frame that no picture refers to, and is left out
 	dirty   bool   // parameter sets were taken out and must go before the next part
 	damaged bool   // packets of it may be missing before here
 	before  prefix // of its first slice
@@ -42,6 +43,8 @@ type h264 struct {
 	begun bool // there has been an access unit
 	high  uint32
 	keyed bool // there has been a keyframe, at timestamp high
+
+	order bOrder
 }
 
 func newH264(in *input, mtu int, sets [][]byte) *h264 {
@@ -56,10 +59,11 @@ func newH264(in *input, mtu int, sets [][]byte) *h264 {
 // that packets before it are missing.
 func (h *h264) write(fresh, lost, marker bool, payload []byte) {
 	if fresh {
-		h.endUnit(lost)
+		h.endUnit()
 	}
 	if lost {
-		h.in.out.gap, h.damaged, h.before.part = true, true, nil
+		h.finish()
+		h.damaged, h.before.part = true, nil
 	}
 	discards := &h.in.stream.meter.discards
 	typ := payload[0] & nalType
@@ -77,18 +81,20 @@ func (h *h264) write(fresh, lost, marker bool, payload []byte) {
 	}
 }
 
+func (h *h264) leavesOut() bool { return h.skip }
+
 // endUnit flushes the access unit before. Its last packet gets the marker that
-// the camera did not send, unless the last packet may be lost.
-func (h *h264) endUnit(lost bool) {
+// the camera did not send.
+func (h *h264) endUnit() {
 	h.finish()
 	out := h.in.out
-	if n := len(out.pending); n > 0 && h.vcl && !lost {
+	if n := len(out.pending); n > 0 && h.vcl {
 		out.pending[n-1].Marker = true
 	}
 	h.flush()
 	h.in.stream.meter.discards.Supplements += int64(len(h.before.units))
 	h.before.reset()
-	h.vcl, h.idr = false, false
+	h.vcl, h.idr, h.skip = false, false, false
 	h.damaged, h.begun = !h.begun, true // a connection may begin anywhere in a picture
 }
 
@@ -100,7 +106,7 @@ func (h *h264) unit(nal []byte, marker bool) {
 		h.dirty = h.keep(nal) || h.dirty
 	case typ == nalAUD: // no use in RTP (RFC 6184 §5.7)
 	case isVCL(typ):
-		h.picture(typ, len(nal) > 1 && nal[1]&0x80 != 0)
+		h.picture(nal[0], nal[1:])
 		h.emit(nal, marker)
 	case !h.vcl:
 		if !h.before.put(nal) {
@@ -114,10 +120,11 @@ func (h *h264) unit(nal []byte, marker bool) {
 }
 
 // aggregate takes a STAP-A packet (RFC 6184 §5.7.1). It stays as it is if it has
-// a part of a picture and nothing that belongs before what is held.
+// a part of a picture, nothing that belongs before what is held, and nothing that
+// may have to be left out.
 func (h *h264) aggregate(payload []byte, marker bool) {
-	whole, vcl, first := len(payload) <= h.mtu, false, false
-	var typ byte // of the first part of a picture
+	whole := len(payload) <= h.mtu
+	var part []byte // the first part of a picture, of an IDR picture if there is one
 	n := 0
 	for rest := payload[1:]; len(rest) > 0; n++ {
 		nal, after, ok := cutUnit(rest)
@@ -128,16 +135,19 @@ func (h *h264) aggregate(payload []byte, marker bool) {
 		switch t := nal[0] & nalType; {
 		case t == nalSPS || t == nalPPS || t == nalAUD:
 			whole = false
-		case isVCL(t) && (!vcl || t == nalIDR && typ != nalIDR):
-			vcl, typ, first = true, t, len(nal) > 1 && nal[1]&0x80 != 0
+		case isVCL(t):
+			whole = whole && (nal[0]&nalRef != 0 || t == nalIDR)
+			if part == nil || t == nalIDR && part[0]&nalType != nalIDR {
+				part = nal
+			}
 		}
 		rest = after
 	}
 	switch {
 	case n == 0:
 		h.in.stream.meter.discards.Malformed++
-	case whole && vcl:
-		h.picture(typ, first)
+	case whole && part != nil:
+		h.picture(part[0], part[1:])
 		h.emit(payload, marker)
 	default:
 		for rest := payload[1:]; len(rest) > 0; {
@@ -180,7 +190,7 @@ func (h *h264) fragment(payload []byte, marker bool) {
 			return
 		}
 		if isVCL(typ) {
-			h.picture(typ, payload[2]&0x80 != 0)
+			h.picture(payload[0]&nalRef|typ, payload[2:])
 		}
 	}
 	if isVCL(typ) {
@@ -202,12 +212,17 @@ func (h *h264) collect(payload []byte, marker bool) {
 	}
 }
 
-// picture is told that a slice begins, and lets go before it what the decoder
-// needs. first says that it is the first slice of its picture: first_mb_in_slice
-// is 0, which ue(v) writes as a one bit (H.264 §7.3.3, §9.1).
-func (h *h264) picture(typ byte, first bool) {
+// picture is told that a slice begins, by its NAL unit header and the beginning of
+// what follows, and lets go before it what the decoder needs.
+func (h *h264) picture(header byte, body []byte) {
 	h.finish()
-	begins := typ == nalIDR && !h.idr
+	first, b := sliceHeader(header, body)
+	h.judge(header, first, b)
+	if h.skip {
+		h.beginFrame()
+		return
+	}
+	begins := header&nalType == nalIDR && !h.idr
 	if begins {
 		h.idr = true
 		h.beginKeyframe(first)
@@ -230,6 +245,7 @@ func (h *h264) beginFrame() {
 	h.vcl = true
 	h.in.stream.meter.frame(h.in.out.line.at)
 	h.in.stream.keys.pictures = true
+	h.order.picture(h.in.stream)
 	for _, nal := range h.before.units {
 		h.emit(nal, false)
 	}
@@ -282,6 +298,10 @@ func (h *h264) keep(nal []byte) bool {
 // left of one leaves with the next, else every packet of the camera would be two,
 // one of them small.
 func (h *h264) emit(payload []byte, marker bool) {
+	if h.skip {
+		h.in.stream.meter.discards.BFrames++
+		return
+	}
 	fragment := payload[0]&nalType == nalFUA
 	goesOn := fragment && h.cut.part != nil && payload[1]&(fuStart|nalType) == h.cut.typ
 	if !goesOn {

@@ -52,7 +52,7 @@ func h264Cases() []h264Case {
 		many = append(many, inPacket{payload: idr(50), marker: i == 39})
 		manyOut = append(manyOut, outPacket{payload: idr(50), marker: i == 39})
 	}
-	return []h264Case{
+	return append(slices.Concat(damageCases(), bFrameCases()), []h264Case{
 		{
 			name: "sets from the SDP before an IDR", sets: [][]byte{sps, pps},
 			in:  []inPacket{{marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}},
@@ -180,8 +180,9 @@ func h264Cases() []h264Case {
 		},
 		{
 			name: "fragments that are too large, of which one is lost", sets: [][]byte{sps, pps},
-			in:  []inPacket{{payload: fu(big, 0, 70)}, {skip: 1, payload: fu(big, 100, 140)}, {marker: true, payload: fu(big, 140, 149)}},
-			out: []outPacket{{payload: sets}, {payload: fu(big, 0, 62)}, {payload: fu(big, 62, 70)}, {gap: 1, payload: fu(big, 100, 140)}, {marker: true, payload: fu(big, 140, 149)}}, keyframes: 1,
+			in:  []inPacket{{payload: fu(big, 0, 70)}, {skip: 1, payload: fu(big, 100, 140)}, {marker: true, payload: fu(big, 140, 149)}, {step: frame, marker: true, payload: idr(20)}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 2,
+			discards: Discards{Damaged: 5},
 		},
 		{
 			name: "one fragment that is everything", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: fu(idr(20), 0, 19)}},
@@ -197,20 +198,13 @@ func h264Cases() []h264Case {
 			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}, {step: frame, marker: true, payload: inter(21)}}, keyframes: 1,
 		},
 		{
-			name: "lost packets", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {skip: 3, step: frame, marker: true, payload: inter(20)}, {skip: 1000, step: frame, marker: true, payload: inter(21)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {gap: 3, step: frame, marker: true, payload: inter(20)}, {gap: 32, step: frame, marker: true, payload: inter(21)}}, keyframes: 1,
-		},
-		{
-			name: "a picture whose end is lost gets no marker", sets: [][]byte{sps, pps}, in: []inPacket{{payload: idr(20)}, {skip: 1, step: frame, marker: true, payload: inter(20)}},
-			out: []outPacket{{payload: sets}, {payload: idr(20)}, {gap: 1, step: frame, marker: true, payload: inter(20)}}, keyframes: 1,
-		},
-		{
 			name: "late and repeated packets", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {skip: 65535, marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}},
 			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: frame, marker: true, payload: inter(20)}}, keyframes: 1, discards: Discards{Late: 1},
 		},
 		{
-			name: "a sequence begun anew", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {skip: 20_000, step: frame, marker: true, payload: inter(20)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {gap: 1, step: frame, marker: true, payload: inter(20)}}, keyframes: 1,
+			name: "a sequence begun anew", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {skip: 20_000, step: frame, marker: true, payload: inter(20)}, {step: frame, marker: true, payload: idr(21)}},
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}, {step: 2 * frame, payload: sets}, {marker: true, payload: idr(21)}}, keyframes: 2,
+			discards: Discards{Damaged: 1},
 		},
 		{
 			name: "new sets in the middle", sets: [][]byte{sps, pps}, in: []inPacket{{marker: true, payload: idr(20)}, {step: frame, payload: testSPS(0, 320, 180)}, {marker: true, payload: idr(20)}},
@@ -254,7 +248,7 @@ func h264Cases() []h264Case {
 			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
 			discards: Discards{Malformed: 11, UnsupportedFormat: 4, ParameterSets: 3},
 		},
-	}
+	}...)
 }
 
 func TestH264(t *testing.T) {
@@ -487,7 +481,7 @@ func FuzzH264(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		s := New(Config{MTU: testMTU})
-		sub := s.Subscribe(SubscribeOptions{})
+		sub := s.Subscribe(SubscribeOptions{QueueBursts: 1 << 20, QueueBytes: 1 << 30})
 		cam := publish(t, s)
 		for len(in) >= 2 {
 			n, flags := min(int(in[0]), len(in)-2), in[1]
@@ -531,8 +525,16 @@ func checkBursts(bursts []*Burst) error {
 				return fmt.Errorf("access unit delimiter in burst %d", i)
 			case p.Timestamp != b.Packets[0].Timestamp:
 				return fmt.Errorf("burst %d has two timestamps", i)
-			case last != nil && p.Index-last.Index-1 > maxGap*255:
+			case leavesBFrame(p.Payload):
+				return fmt.Errorf("burst %d has a B-frame that no picture refers to", i)
+			case b.Damaged && !b.Keyframe:
+				return fmt.Errorf("burst %d follows a loss and is no keyframe", i)
+			case last != nil && p.Index-last.Index-1 > 1:
 				return fmt.Errorf("index %d after %d", p.Index, last.Index)
+			case last != nil && p.Index-last.Index > 1 && (j > 0 || !b.Damaged || last.Marker):
+				return fmt.Errorf("index %d after %d, within burst %d or without a loss", p.Index, last.Index, i)
+			case last != nil && j == 0 && b.Damaged && p.Index-last.Index == 1 && !last.Marker:
+				return fmt.Errorf("the picture before burst %d was cut off and looks whole", i)
 			}
 			last = p
 		}

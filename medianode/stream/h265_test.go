@@ -181,7 +181,7 @@ func h265Cases() []videoCase {
 		{
 			name: "a picture without its beginning is no keyframe", sets: sdp,
 			in:  []inPacket{{payload: second}, {step: frame, marker: true, payload: inter(20)}, {skip: 1, step: frame, marker: true, payload: second}, {step: frame, marker: true, payload: idr(20)}},
-			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1,
+			out: []outPacket{{payload: sets}, {marker: true, payload: idr(20)}}, keyframes: 1, discards: Discards{Damaged: 2},
 		},
 		{
 			name: "a sequence parameter set replaced", sets: sdp, size: [2]int{1280, 720},

@@ -6,9 +6,8 @@ type normalizer interface {
 	// write takes one packet's payload, of a byte at least. fresh says that its
 	// timestamp is new, lost that packets before it are missing.
 	write(fresh, lost, marker bool, payload []byte)
-	// finish lets go what is left of a packet that was cut: what comes next does
-	// not go on with it.
-	finish()
+	// leavesOut tells whether the access unit under way does not leave.
+	leavesOut() bool
 }
 
 // newNormalizer returns the normalizer of a codec; nil for audio.
@@ -95,6 +94,9 @@ func (f *framing) size(width, height int) {
 		f.in.stream.meter.width, f.in.stream.meter.height = width, height
 	}
 }
+
+// leavesOut is the normalizer's: every access unit leaves.
+func (f *framing) leavesOut() bool { return false }
 
 func (f *framing) discards() *Discards { return &f.in.stream.meter.discards }
 

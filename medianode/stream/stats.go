@@ -1,6 +1,10 @@
 package stream
 
-import "time"
+import (
+	"time"
+
+	"fanlight/internal/fleet"
+)
 
 // Stats are a stream's figures. Counters are since New unless they say
 // otherwise; rates are over the last second, or the connection's first tenths of
@@ -27,6 +31,7 @@ type Stats struct {
 
 	Width, Height    int           // of the connection's picture in pixels; 0: unknown
 	KeyframeInterval time.Duration // between the last two keyframes; 0: unknown
+	BFrames          fleet.BFrames // as Stream.BFrames
 }
 
 // Discards are packets that the camera sent and the stream did not take.
@@ -37,6 +42,8 @@ type Discards struct {
 	ParameterSets     int64 // parameter sets and sequence headers too many, too large, or not to be read
 	Supplements       int64 // SEI and the like: of no picture, incomplete, or too many or too large to hold for one
 	UnsupportedFormat int64 // H264: interleaved mode, which nobody negotiates; H265: PACI, other layers than the base
+	BFrames           int64 // of H264 B-frames that no picture refers to: browsers cannot play pictures out of order
+	Damaged           int64 // of video after a loss on the camera's side, until the next keyframe, and of the access unit cut off
 }
 
 // Drops are packets that viewers were not sent, one for each viewer and packet.
@@ -62,7 +69,7 @@ func (s *Stream) Stats() Stats {
 		Packets: m.packets, Bytes: m.bytes, Frames: m.frames, Keyframes: m.keyframes, Undecodable: m.undecodable,
 		PacketsLost: m.lost, ConnectionPacketsLost: m.connectionLost,
 		Discards: m.discards, Drops: m.drops, Subscriptions: len(s.subs),
-		Width: m.width, Height: m.height, KeyframeInterval: m.keyframeInterval,
+		Width: m.width, Height: m.height, KeyframeInterval: m.keyframeInterval, BFrames: s.bFrames,
 	}
 	sum, second := m.lastSecond(now)
 	st.BitrateBPS = int64(float64(sum.bytes*8) / second)

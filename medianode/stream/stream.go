@@ -34,7 +34,7 @@ func (k Kind) String() string {
 type Track struct {
 	Kind          Kind
 	Codec         string   // RTP encoding name in upper case: "H264", "H265", "VP8", "VP9", "AV1"; "OPUS", "PCMA", "PCMU", "G722"
-	ClockRate     uint32   // Hz
+	ClockRate     uint32   // Hz; G722: 8,000, as in SDP, not its 16,000 samples a second (RFC 3551 §4.5.2)
 	Channels      int      // audio; 0: one
 	FMTP          string   // the format's parameters as in the SDP, without "a=fmtp:96 "
 	ParameterSets [][]byte // NAL units of the SDP. H264: SPS and PPS; H265: VPS, SPS and PPS; other codecs have none
@@ -44,6 +44,10 @@ type Track struct {
 type Config struct {
 	MTU   int              // bytes of RTP payload in a packet at most; 0: 1,200; at least 64
 	Clock func() time.Time // nil: time.Now
+
+	// What is kept of what followed the last keyframe, for who begins to watch.
+	CacheBytes int           // of payload; 0: 8 MiB; below 0: nothing is kept
+	CacheTime  time.Duration // 0: 15 s
 }
 
 const (
@@ -67,12 +71,14 @@ type Stream struct {
 	subs    []*Subscription // each knows its index
 	watches map[*Watch]struct{}
 	keys    keyframes
+	cache   cache
 	meter   meter
+	bFrames fleet.BFrames // of the video published, or of the same before
 }
 
 // New returns a stream without tracks, in state connecting.
 func New(cfg Config) *Stream {
-	s := &Stream{mtu: cfg.MTU, clock: cfg.Clock, watches: make(map[*Watch]struct{})}
+	s := &Stream{mtu: cfg.MTU, clock: cfg.Clock, watches: make(map[*Watch]struct{}), cache: newCache(cfg.CacheBytes, cfg.CacheTime)}
 	if s.mtu == 0 {
 		s.mtu = defaultMTU
 	}
@@ -81,7 +87,8 @@ func New(cfg Config) *Stream {
 		s.clock = time.Now
 	}
 	for k := range s.outputs {
-		s.outputs[k] = output{kind: Kind(k), next: uint64(uint16(rand.Uint32()))} // RFC 3550 §5.1: random
+		next := uint64(uint16(rand.Uint32())) // RFC 3550 §5.1: random
+		s.outputs[k] = output{kind: Kind(k), next: next, withheld: &s.meter.discards.Damaged}
 	}
 	return s
 }
@@ -117,12 +124,17 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 	}
 	s.meter.connectionLost, s.meter.first = 0, 0
 	s.meter.width, s.meter.height = 0, 0
+	if !sameVideo(s.tracks, tracks) {
+		s.bFrames = fleet.BFramesUnknown
+	}
 	s.tracks = tracks
 	s.writer = w
 	s.keys = s.keys.connect(seen[Video] && len(s.subs) > 0)
+	s.cache.drop()
 	for k := range s.outputs {
 		s.outputs[k].discard()
 		s.outputs[k].senderReport = clockPoint{}
+		s.outputs[k].damaged = false // subscriptions wait for a keyframe
 	}
 	for i, t := range tracks {
 		out := &s.outputs[t.Kind]
@@ -210,6 +222,7 @@ func (s *Stream) Close(err error) {
 	}
 	s.closed = err
 	s.writer = nil
+	s.cache.drop()
 	s.keys.published(nil)
 	for _, sub := range s.subs {
 		sub.end(err)
@@ -222,8 +235,8 @@ func (s *Stream) Close(err error) {
 // SenderClock returns one point of the mapping from the stream's timestamps of
 // a kind to wall-clock time, for sender reports (RFC 3550 §6.4.1). It is the
 // camera's mapping when the camera has reported on all its tracks since they
-// were published or their clock leapt, and the arrival time of the latest
-// packet otherwise, for all tracks alike: so the kinds can be synchronized. ok
+// were published or their clock leapt, and the arrival time of the packet with the
+// latest timestamp otherwise, for all tracks alike: so the kinds can be synchronized. ok
 // is false before the first packet of the kind.
 func (s *Stream) SenderClock(kind Kind) (ntp time.Time, rtpTime uint32, ok bool) {
 	if kind < 0 || kind >= kinds {
@@ -242,5 +255,5 @@ func (s *Stream) SenderClock(kind Kind) (ntp time.Time, rtpTime uint32, ok bool)
 	if fromCamera && !out.senderReport.at.IsZero() {
 		return out.senderReport.at, out.senderReport.rtp, true
 	}
-	return out.line.at, out.line.out, true
+	return out.line.highAt, out.line.high, true // not a B-frame's
 }

@@ -200,8 +200,9 @@ func TestNext(t *testing.T) {
 		}
 		synctest.Wait() // it blocks
 		cam.seq++
-		cam.unit(inter(20))
-		if b, ok := (<-events).(*Burst); !ok || b.Keyframe || !b.Damaged {
+		cam.unit(inter(20)) // refers to what is missing
+		cam.unit(idr(20))
+		if b, ok := (<-events).(*Burst); !ok || !b.Keyframe || !b.Damaged {
 			t.Errorf("burst %+v", b)
 		}
 		s.Close(fleet.CameraMoved)

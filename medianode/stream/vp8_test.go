@@ -72,9 +72,9 @@ func vp8Cases() []videoCase {
 			}, keyframes: 1,
 		},
 		{
-			name: "not across a packet that is lost",
-			in:   []inPacket{{payload: join(desc, key[:70])}, {skip: 1, marker: true, payload: join(on, key[100:110])}},
-			out:  []outPacket{{payload: join(desc, key[:63])}, {payload: join(on, key[63:70])}, {gap: 1, marker: true, payload: join(on, key[100:110])}}, keyframes: 1,
+			name: "nothing of a frame of which a packet is lost",
+			in:   []inPacket{{payload: join(desc, key[:70])}, {skip: 1, marker: true, payload: join(on, key[100:110])}, {step: frame, marker: true, payload: start.payload}},
+			out:  []outPacket{started}, keyframes: 2, discards: Discards{Damaged: 3},
 		},
 		{
 			name: "a keyframe without its beginning is none", in: []inPacket{{skip: 1, marker: true, payload: join(on, key[20:40])}, {step: frame, marker: true, payload: start.payload}},

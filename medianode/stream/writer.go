@@ -82,6 +82,7 @@ func (w *Writer) Close() {
 	}
 	s.writer = nil
 	s.keys.published(nil)
+	s.cache.drop() // the picture is no longer that of now
 }
 
 // input is the way of one track's packets through one connection.
@@ -91,37 +92,75 @@ type input struct {
 	out    *output
 	seq    sequence
 	video  normalizer // nil: audio
+
+	lost   bool     // packets are missing before the next that is not empty
+	before timeline // the output's, before the access unit under way
 }
 
 func (in *input) write(now time.Time, pkt *rtp.Packet) {
 	m := &in.stream.meter
 	m.packet(now, pkt.Header.MarshalSize()+len(pkt.Payload))
-	gap, lost, ok := in.seq.next(pkt.SequenceNumber)
+	gap, missing, ok := in.seq.next(pkt.SequenceNumber)
 	if !ok {
 		m.discards.Late++
 		return
 	}
-	m.lost += lost
-	m.connectionLost += lost
+	m.lost += missing
+	m.connectionLost += missing
 	out := in.out
-	if gap > 0 && in.video != nil {
-		in.video.finish() // before the gap
+	leftOut := in.video != nil && in.video.leavesOut() // the access unit under way
+	switch {
+	case gap == 0:
+	case out.kind == Audio:
+		out.next += uint64(gap)
+	case leftOut && pkt.Timestamp == out.line.in: // nobody misses what is missing of it
+	default:
+		in.damage()
 	}
-	out.next += uint64(gap)
+	in.lost = in.lost || gap > 0
 	if len(pkt.Payload) == 0 {
 		m.discards.Malformed++
 		return
 	}
-	fresh := out.line.next(pkt.Timestamp, now)
+	lost := in.lost
+	in.lost = false
+	leftOut = leftOut && pkt.Timestamp != out.line.in // and ends here
+	if leftOut {
+		in.forget()
+	}
+	before := out.line
+	fresh := out.line.next(pkt.Timestamp, now) || leftOut
+	if fresh {
+		in.before = before
+	}
 	if out.line.leapt {
 		out.senderReport = clockPoint{}
 	}
 	if in.video != nil {
-		in.video.write(fresh, gap > 0, pkt.Marker, pkt.Payload)
+		in.video.write(fresh, lost, pkt.Marker, pkt.Payload)
 		return
 	}
-	out.gap = gap > 0
+	out.gap = lost
 	in.audio(pkt)
+}
+
+// damage is told that packets of video are missing. What follows is of no use
+// until a keyframe, which the camera is asked for.
+func (in *input) damage() {
+	in.out.damage()
+	if s := in.stream; len(s.subs) > 0 {
+		s.keys.wanted()
+	}
+}
+
+// forget takes back what an access unit that was left out did to the timestamps:
+// those of B-frames go back, by more than a leap if there are few a second.
+func (in *input) forget() {
+	out := in.out
+	if out.line.out-in.before.out != out.line.in-in.before.in {
+		out.senderReport = clockPoint{} // in a mapping that is gone
+	}
+	out.line = in.before
 }
 
 // audio passes a packet on as a burst of its own. G.711 and G.722 have one octet
@@ -150,12 +189,15 @@ func (s *Stream) flush(out *output) {
 	if len(out.pending) == 0 {
 		return
 	}
-	if len(s.subs) == 0 {
+	if len(s.subs) == 0 && (out.kind != Video || !s.cache.on()) {
 		out.discard()
 		return
 	}
 	b := out.take()
 	out.kept.put(b)
+	if b.Kind == Video {
+		s.cache.put(b)
+	}
 	for _, sub := range s.subs {
 		sub.push(b)
 	}
