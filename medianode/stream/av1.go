@@ -406,7 +406,7 @@ func readAV1Sequence(obu []byte) (h av1SequenceHeader, ok bool) {
 	if !ok || obuType(obu) != obuSequence {
 		return h, false
 	}
-	r := bitReader{buf: payload}
+	r := headerReader{buf: payload}
 	r.skip(3 + 1) // seq_profile, still_picture
 	if h.still = r.flag(); h.still {
 		r.skip(5) // seq_level_idx
@@ -420,7 +420,7 @@ func readAV1Sequence(obu []byte) (h av1SequenceHeader, ok bool) {
 
 // operatingPoints passes over the timing and the operating points of a sequence
 // header.
-func (r *bitReader) operatingPoints() {
+func (r *headerReader) operatingPoints() {
 	delayBits := 0 // of a decoder model; 0: there is none
 	if r.flag() {  // timing_info
 		r.skip(32 + 32)

@@ -1,15 +1,15 @@
 package stream
 
-// bitReader reads the beginning of a header. Past its end it reads zeros, and
+// headerReader reads the beginning of a header. Past its end it reads zeros, and
 // has failed.
-type bitReader struct {
+type headerReader struct {
 	buf    []byte
 	pos    int // in bits
 	failed bool
 }
 
 // u reads n bits, 32 at most, the first the most significant.
-func (r *bitReader) u(n int) (v uint32) {
+func (r *headerReader) u(n int) (v uint32) {
 	if n > 8*len(r.buf)-r.pos {
 		r.pos, r.failed = 8*len(r.buf), true
 		return 0
@@ -21,10 +21,10 @@ func (r *bitReader) u(n int) (v uint32) {
 }
 
 // flag reads one bit.
-func (r *bitReader) flag() bool { return r.u(1) == 1 }
+func (r *headerReader) flag() bool { return r.u(1) == 1 }
 
 // skip passes over n bits.
-func (r *bitReader) skip(n int) {
+func (r *headerReader) skip(n int) {
 	if r.pos += n; r.pos > 8*len(r.buf) {
 		r.pos, r.failed = 8*len(r.buf), true
 	}
@@ -32,7 +32,7 @@ func (r *bitReader) skip(n int) {
 
 // zeros counts the zero bits up to the next one bit, which it passes over. More
 // than 31 are a failure.
-func (r *bitReader) zeros() (n int) {
+func (r *headerReader) zeros() (n int) {
 	for !r.failed && !r.flag() {
 		if n++; n > 31 {
 			r.failed = true
@@ -42,7 +42,7 @@ func (r *bitReader) zeros() (n int) {
 }
 
 // ue reads an Exp-Golomb code (H.265 §9.2), which AV1 calls uvlc (§4.10.3).
-func (r *bitReader) ue() uint32 {
+func (r *headerReader) ue() uint32 {
 	n := r.zeros()
 	if r.failed {
 		return 0

@@ -35,7 +35,7 @@ func (p *hevcSets) put(nal []byte) (changed, ok bool) {
 		}
 		id = sps.id
 	case hevcPPS:
-		r := bitReader{buf: nal[hevcHeader:]}
+		r := headerReader{buf: nal[hevcHeader:]}
 		id = r.ue()
 		if r.failed || id > maxPPS {
 			return false, false
@@ -91,7 +91,7 @@ func readHEVCSPS(nal []byte) (sps sequenceSet, ok bool) {
 	// The header, seven profiles with their levels, the size and the window.
 	const most = 1 + 12 + 2 + 6*12 + 64
 	var buf [most]byte
-	r := bitReader{buf: withoutEmulation(buf[:0], nal[hevcHeader:])}
+	r := headerReader{buf: withoutEmulation(buf[:0], nal[hevcHeader:])}
 	r.skip(4) // sps_video_parameter_set_id
 	layers := int(r.u(3))
 	if layers > 6 {
@@ -125,7 +125,7 @@ func readHEVCSPS(nal []byte) (sps sequenceSet, ok bool) {
 
 // profile passes over a profile_tier_level (H.265 §7.3.3) with sub-layers below
 // the highest.
-func (r *bitReader) profile(layers int) {
+func (r *headerReader) profile(layers int) {
 	const profile, level = 88, 8 // bits
 	r.skip(profile + level)
 	if layers == 0 {

@@ -131,7 +131,7 @@ func (v *vp9) begins(frame []byte) {
 // readVP9Keyframe reads the beginning of a frame (VP9 bitstream specification
 // §6.2). ok is false if it is no keyframe.
 func readVP9Keyframe(frame []byte) (width, height int, ok bool) {
-	r := bitReader{buf: frame}
+	r := headerReader{buf: frame}
 	if r.u(2) != 2 { // frame_marker
 		return 0, 0, false
 	}
