@@ -35,7 +35,7 @@ func TestClips(t *testing.T) {
 		{
 			"H265", "H265",
 			[]string{"libx265", "-preset", "ultrafast", "-x265-params", "log-level=error:repeat-headers=1:keyint=10:min-keyint=10:scenecut=0:bframes=2:aud=1:slices=2"},
-			accessUnits, func(units [][]byte) []byte { return join(units...) }, "hevc", 3,
+			hevcAccessUnits, func(units [][]byte) []byte { return join(units...) }, "hevc", 3,
 			func() rtp.Payloader { return &codecs.H265Payloader{} }, func() rtp.Depacketizer { return &codecs.H265Depacketizer{} },
 		},
 		{
@@ -126,8 +126,8 @@ func pictures(t *testing.T, file string) (sums []string) {
 	return sums
 }
 
-// accessUnits divides H.265 with start codes at its access unit delimiters.
-func accessUnits(raw []byte) (units [][]byte) {
+// hevcAccessUnits divides H.265 with start codes at its access unit delimiters.
+func hevcAccessUnits(raw []byte) (units [][]byte) {
 	aud := []byte{0, 0, 0, 1, hevcAUD << 1, 1}
 	for {
 		n := bytes.Index(raw[min(1, len(raw)):], aud)
