@@ -290,7 +290,7 @@ func (c *camera) status() (status fleet.CameraStatus, generation int64) {
 		p.PacketsLost = stats.ConnectionPacketsLost
 		p.Tracks = append([]fleet.TrackStatus(nil), p.Tracks...)
 		for i := range p.Tracks {
-			if t := p.Tracks[i]; t.UnsupportedReason == "" && stream.Supported(stream.Video, t.Codec) {
+			if stream.Supported(stream.Video, p.Tracks[i].Codec) {
 				p.Tracks[i].Width, p.Tracks[i].Height = stats.Width, stats.Height
 			}
 		}
