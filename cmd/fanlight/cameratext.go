@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -79,7 +80,7 @@ func reasonText(st reason) string {
 func videoText(st *controlv1.CameraStatus) string {
 	for _, p := range st.GetProfiles() {
 		for _, t := range p.GetTracks() {
-			if t.GetWidth() == 0 && t.GetCodec() != "H264" && t.GetCodec() != "H265" {
+			if t.GetWidth() == 0 && !slices.Contains([]string{"H264", "H265", "VP8", "VP9", "AV1"}, t.GetCodec()) {
 				continue
 			}
 			s := t.GetCodec()

@@ -1,5 +1,6 @@
-"""An RTSP camera made of gst-rtsp-server: H264 with a clock and a moving
-ball, and a tone as PCMA, for anyone who knows the password.
+"""An RTSP camera made of gst-rtsp-server: a clock and a moving ball, as H264
+unless it is told otherwise, and a tone, as PCMA, for anyone who knows the
+password.
 
 Prints "ready" when it listens, and ends on SIGTERM. Called with Debian's own
 Python, which has the bindings:
@@ -32,11 +33,26 @@ LAUNCH = """(
   videotestsrc is-live=true pattern=ball
   ! video/x-raw,format=I420,width={width},height={height},framerate=25/1
   ! timeoverlay halignment=left valignment=top font-desc="Sans 24"
-  ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} bitrate=800
-  ! video/x-h264,profile=baseline ! rtph264pay name=pay0 pt=96 config-interval=-1
+  ! {video} name=pay0 pt=96
   audiotestsrc is-live=true freq=440 volume=0.2
-  ! audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay name=pay1 pt=8 min-ptime=20000000 max-ptime=20000000
+  ! {audio} name=pay1
 )"""
+
+VIDEO = {
+    "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} bitrate=800"
+    " ! video/x-h264,profile=baseline ! rtph264pay config-interval=-1",
+    "h265": "x265enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} bitrate=800"
+    " ! h265parse ! rtph265pay config-interval=-1",
+    "vp8": "vp8enc deadline=1 cpu-used=8 keyframe-max-dist={gop} target-bitrate=800000 ! rtpvp8pay picture-id-mode=2",
+    "vp9": "vp9enc deadline=1 cpu-used=8 keyframe-max-dist={gop} target-bitrate=800000 ! rtpvp9pay picture-id-mode=2",
+}
+
+AUDIO = {
+    "pcma": "audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay pt=8 min-ptime=20000000 max-ptime=20000000",
+    "opus": "audio/x-raw,rate=48000,channels=2 ! opusenc ! rtpopuspay pt=97",
+    "g722": "audio/x-raw,rate=16000,channels=1 ! avenc_g722 ! rtpg722pay pt=9 min-ptime=20000000 max-ptime=20000000",
+    "aac": "audio/x-raw,rate=16000,channels=1 ! avenc_aac ! aacparse ! rtpmp4gpay pt=97",
+}
 
 
 def authorize(server, factory, method, username, password):
@@ -68,6 +84,8 @@ def main():
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--height", type=int, default=360)
     parser.add_argument("--gop", type=int, default=25)
+    parser.add_argument("--video", choices=VIDEO, default="h264")
+    parser.add_argument("--audio", choices=AUDIO, default="pcma")
     args = parser.parse_args()
 
     Gst.init(None)
@@ -76,7 +94,8 @@ def main():
     server.set_address("127.0.0.1")
     server.set_service(str(args.port))
     factory = GstRtspServer.RTSPMediaFactory()
-    factory.set_launch(LAUNCH.format(width=args.width, height=args.height, gop=args.gop))
+    video = VIDEO[args.video].format(gop=args.gop)
+    factory.set_launch(LAUNCH.format(width=args.width, height=args.height, video=video, audio=AUDIO[args.audio]))
     # Shared media can get stuck in 503 when one client leaves as another comes.
     factory.set_shared(False)
     factory.set_protocols(TRANSPORTS[args.transport])

@@ -412,13 +412,14 @@ func (c *connection) onVideo(p *rtp.Packet) {
 	}
 	c.lastVideo.Store(int64(time.Since(c.start)))
 	c.videoSSRC.Store(p.SSRC)
-	c.firstOnce.Do(func() { close(c.first) })
-	if c.sizeKnown {
+	first := false
+	c.firstOnce.Do(func() { close(c.first); first = true })
+	if first || c.sizeKnown { // the stream has nothing of this connection yet
 		return
 	}
-	if width, height := pictureSize(findSPS(p.Payload)); width > 0 {
+	if stats := c.source.cfg.Stream.Stats(); stats.Width > 0 {
 		c.sizeKnown = true
-		c.size <- [2]int{width, height}
+		c.size <- [2]int{stats.Width, stats.Height}
 	}
 }
 

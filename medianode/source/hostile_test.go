@@ -40,7 +40,7 @@ func TestUnusableAnswers(t *testing.T) {
 		"no video":     {describe("m=audio 0 RTP/AVP 8\r\na=control:track1\r\n"), fleet.ReasonNoVideo, "no video"},
 		"no tracks":    {describe(""), fleet.ReasonNoVideo, "no video"},
 		"metadata":     {describe("m=application 0 RTP/AVP 107\r\na=rtpmap:107 vnd.onvif.metadata/90000\r\n"), fleet.ReasonNoVideo, "no video"},
-		"H265":         {describe("m=video 0 RTP/AVP 96\r\na=rtpmap:96 H265/90000\r\n"), fleet.ReasonCodecUnsupported, "H265"},
+		"MJPEG":        {describe("m=video 0 RTP/AVP 26\r\n"), fleet.ReasonCodecUnsupported, "JPEG"},
 		"MPEG-4":       {describe("m=video 0 RTP/AVP 96\r\na=rtpmap:96 MP4V-ES/90000\r\n"), fleet.ReasonCodecUnsupported, "MP4V-ES"},
 		"JPEG":         {describe("m=video 0 RTP/AVP 26\r\n"), fleet.ReasonCodecUnsupported, "JPEG"},
 		"unknown":      {describe("m=video 0 RTP/AVP 97\r\na=rtpmap:97 X-\x01ODD/90000\r\n"), fleet.ReasonCodecUnsupported, "X-?ODD"},

@@ -14,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"fanlight/internal/fleet"
+	"fanlight/medianode/stream"
 )
 
 // Cameras that others wrote. Each test is skipped, with the reason, where its
@@ -58,6 +61,62 @@ func TestGStreamer(t *testing.T) {
 				return
 			}
 			checkCamera(t, r, c.want, "PCMA")
+		})
+	}
+}
+
+// Every codec that gst-rtsp-server has a payloader for gets through to the stream.
+func TestGStreamerCodecs(t *testing.T) {
+	const python = "/usr/bin/python3"
+	for _, c := range []struct {
+		video, audio  string
+		elements      string
+		tracks        []fleet.TrackStatus
+		audioUnwanted bool
+	}{
+		{"h265", "opus", "x265enc rtph265pay opusenc rtpopuspay", []fleet.TrackStatus{{Codec: "H265", Width: 640, Height: 360}, {Codec: "OPUS"}}, false},
+		{"vp8", "g722", "vp8enc rtpvp8pay avenc_g722 rtpg722pay", []fleet.TrackStatus{{Codec: "VP8", Width: 640, Height: 360}, {Codec: "G722"}}, false},
+		{"vp9", "pcma", "vp9enc rtpvp9pay", []fleet.TrackStatus{{Codec: "VP9", Width: 640, Height: 360}, {Codec: "PCMA"}}, false},
+		{"h264", "aac", "x264enc avenc_aac rtpmp4gpay", []fleet.TrackStatus{{Codec: "H264", Width: 640, Height: 360}, {Codec: "MPEG4-GENERIC"}}, true},
+	} {
+		t.Run(c.video+" "+c.audio, func(t *testing.T) {
+			check := `import sys, gi; gi.require_version("Gst", "1.0"); gi.require_version("GstRtspServer", "1.0"); from gi.repository import Gst, GstRtspServer
+Gst.init(None); sys.exit([e for e in sys.argv[1].split() if not Gst.ElementFactory.find(e)] or 0)`
+			if out, err := exec.Command(python, "-c", check, c.elements).CombinedOutput(); err != nil {
+				t.Skipf("gst-rtsp-server or elements missing for %s: %v\n%s", python, err, out)
+			}
+			port := freePort(t)
+			startCamera(t, port, exec.Command(python, "../../e2e/testdata/gstcam.py", "--port", port, "--transport", "both", "--video", c.video, "--audio", c.audio))
+			r := pull(t, Config{
+				Profile:  fleet.Profile{URL: "rtsp://127.0.0.1:" + port + "/cam"},
+				Timeouts: Timeouts{Request: 20 * time.Second},
+			})
+			_, n := r.waitLive(t, 0)
+			r.waitPicture(t, 2)
+			status, _ := r.waitStatus(t, n-1, "the picture's size", func(s fleet.CameraStatus) bool {
+				return s.State == fleet.CameraLive && s.Profiles[0].Tracks[0].Width > 0
+			})
+			tracks := status.Profiles[0].Tracks
+			if c.audioUnwanted {
+				if len(tracks) != 2 || !strings.HasPrefix(tracks[1].UnsupportedReason, "no sound: ") {
+					t.Errorf("tracks %+v, want a reason why there is no sound", tracks)
+				}
+				tracks[1].UnsupportedReason = ""
+			}
+			if diff := cmp.Diff(c.tracks, tracks); diff != "" {
+				t.Errorf("tracks (-want +got):\n%s", diff)
+			}
+			stats := r.stream.Stats()
+			if stats.Frames < 25 || stats.Keyframes < 2 || stats.Width != 640 || stats.Height != 360 || stats.Discards != (stream.Discards{}) || stats.Undecodable != 0 {
+				t.Errorf("%d frames, %d keyframes, %d x %d, discards %+v, %d undecodable", stats.Frames, stats.Keyframes, stats.Width, stats.Height, stats.Discards, stats.Undecodable)
+			}
+			wantAudio := 1
+			if c.audioUnwanted {
+				wantAudio = 0
+			}
+			if got := len(r.stream.Tracks()) - 1; got != wantAudio {
+				t.Errorf("%d audio tracks, want %d", got, wantAudio)
+			}
 		})
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"fanlight/internal/fleet"
+	"fanlight/medianode/stream"
 )
 
 func mustURL(t *testing.T, s string) *base.URL {
@@ -92,69 +93,102 @@ func FuzzRepairSDP(f *testing.F) {
 }
 
 func TestChooseTracks(t *testing.T) {
-	sdp := sdpHead +
-		"m=audio 0 RTP/AVP 98\r\na=rtpmap:98 MPEG4-GENERIC/16000/1\r\na=fmtp:98 streamtype=5;profile-level-id=1;mode=AAC-hbr;sizelength=13;indexlength=3;indexdeltalength=3;config=1408\r\n" +
-		"m=audio 0 RTP/AVP 8\r\n" +
-		"m=audio 0 RTP/AVP 0\r\n" +
-		"m=video 0 RTP/AVP 97\r\na=rtpmap:97 H265/90000\r\n" +
-		"m=video 0 RTP/AVP 100 96\r\na=rtpmap:100 VP8/90000\r\na=rtpmap:96 H264/90000\r\na=fmtp:96 sprop-parameter-sets=Z0LAHtoCgL/lwEQAAAMABAAAAwDIPFi6gA==,aM4PyA==\r\n" +
-		"m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n" +
-		"m=application 0 RTP/AVP 107\r\na=rtpmap:107 vnd.onvif.metadata/90000\r\n"
-	parsed, err := sdpunmarshaler.Unmarshal([]byte(sdp))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var desc description.Session
-	if err := desc.Unmarshal2(parsed); err != nil {
-		t.Fatal(err)
-	}
-	tracks, statuses, problem := chooseTracks(&desc, fleet.Credentials{})
-	if problem != nil {
-		t.Fatal(problem)
-	}
-	if len(tracks) != 2 || tracks[0].track.Codec != "H264" || tracks[1].track.Codec != "PCMA" || len(tracks[0].media.Formats) != 1 || len(tracks[0].track.ParameterSets) != 2 {
-		t.Errorf("tracks %+v, want one format of H264 and of PCMA", tracks)
-	}
-	want := []fleet.TrackStatus{
-		{Codec: "H264", Width: 640, Height: 360},
-		{Codec: "MPEG4-GENERIC", UnsupportedReason: "MPEG4-GENERIC cannot be passed on: set the camera's audio codec to G.711 (PCMA, PCMU) or Opus"},
-		{Codec: "PCMA"},
-		{Codec: "PCMU", UnsupportedReason: "only the first audio track is passed on"},
-		{Codec: "H265", UnsupportedReason: "H265 cannot be passed on: set the camera's video codec to H264"},
-		{Codec: "H264", UnsupportedReason: "only the first video track is passed on"},
-	}
-	if diff := cmp.Diff(want, statuses); diff != "" {
-		t.Errorf("statuses (-want +got):\n%s", diff)
-	}
-}
-
-func TestFindSPS(t *testing.T) {
-	for _, c := range []struct{ payload, want []byte }{
-		{[]byte{0x67, 1, 2}, []byte{0x67, 1, 2}},
-		{[]byte{0x18, 0, 2, 0x68, 9, 0, 3, 0x67, 1, 2, 0, 1, 0x65}, []byte{0x67, 1, 2}},
-		{[]byte{0x18, 0, 3, 0x67, 1, 2}, []byte{0x67, 1, 2}},
-		{[]byte{0x18, 0, 9, 0x67, 1, 2}, nil},
-		{[]byte{0x18, 0, 0, 0x67}, nil},
-		{[]byte{0x65, 1}, nil},
-		{[]byte{0x7c, 0x87, 1}, nil}, // FU-A
-		{[]byte{0x18}, nil},
-		{nil, nil},
+	const (
+		aac  = "m=audio 0 RTP/AVP 98\r\na=rtpmap:98 MPEG4-GENERIC/16000/1\r\na=fmtp:98 streamtype=5;profile-level-id=1;mode=AAC-hbr;sizelength=13;indexlength=3;indexdeltalength=3;config=1408\r\n"
+		h264 = "m=video 0 RTP/AVP 100 96\r\na=rtpmap:100 MP4V-ES/90000\r\na=rtpmap:96 H264/90000\r\na=fmtp:96 sprop-parameter-sets=Z0LAHtoCgL/lwEQAAAMABAAAAwDIPFi6gA==,aM4PyA==\r\n"
+		h265 = "m=video 0 RTP/AVP 97\r\na=rtpmap:97 H265/90000\r\na=fmtp:97 sprop-vps=QAEMAf//AWAAAAMAkAAAAwAAAwBdlZQJ;" +
+			"sprop-sps=QgEBAWAAAAMAkAAAAwAAAwBdoAKAgC0WWVlSkwvAWgIAAAMAAgAAAwAyEA==;sprop-pps=RAHAc8GJ"
+		jpeg     = "m=video 0 RTP/AVP 26\r\n"
+		metadata = "m=application 0 RTP/AVP 107\r\na=rtpmap:107 vnd.onvif.metadata/90000\r\n"
+		noSound  = "no sound: MPEG4-GENERIC cannot be passed on to browsers: set the camera's audio codec to G.711 (PCMA, PCMU), G.722 or Opus"
+	)
+	video := func(rtpmap string) string { return "m=video 0 RTP/AVP 99\r\na=rtpmap:99 " + rtpmap + "\r\n" }
+	for _, c := range []struct {
+		name, sdp string
+		codecs    []string // of the tracks
+		sets      int      // of the video
+		statuses  []fleet.TrackStatus
+	}{
+		{
+			"the first of each kind that can be passed on", aac + "m=audio 0 RTP/AVP 8\r\n" + "m=audio 0 RTP/AVP 0\r\n" + jpeg + h264 + video("H264/90000") + metadata,
+			[]string{"H264", "PCMA"},
+			2,
+			[]fleet.TrackStatus{
+				{Codec: "H264", Width: 640, Height: 360},
+				{Codec: "MPEG4-GENERIC", UnsupportedReason: noSound},
+				{Codec: "PCMA"},
+				{Codec: "PCMU", UnsupportedReason: "only the first audio track is passed on"},
+				{Codec: "JPEG", UnsupportedReason: "JPEG cannot be passed on: set the camera's video codec to H264, H265, VP8, VP9 or AV1"},
+				{Codec: "H264", UnsupportedReason: "only the first video track is passed on"},
+			},
+		},
+		{"H265", h265 + "\r\n", []string{"H265"}, 3, []fleet.TrackStatus{{Codec: "H265", Width: 1280, Height: 720}}},
+		{"H265 without parameters", video("H265/90000"), []string{"H265"}, 0, []fleet.TrackStatus{{Codec: "H265"}}},
+		{
+			"H265 interleaved", h265 + ";sprop-max-don-diff=2\r\n" + video("VP8/90000"),
+			[]string{"VP8"},
+			0,
+			[]fleet.TrackStatus{{Codec: "VP8"}, {Codec: "H265 (interleaved)", UnsupportedReason: "H265 (interleaved) cannot be passed on: set the camera's video codec to H264, H265, VP8, VP9 or AV1"}},
+		},
+		{"VP9 and Opus", video("VP9/90000") + "m=audio 0 RTP/AVP 98\r\na=rtpmap:98 opus/48000/2\r\n", []string{"VP9", "OPUS"}, 0, []fleet.TrackStatus{{Codec: "VP9"}, {Codec: "OPUS"}}},
+		{"AV1 and G722", video("AV1/90000") + "m=audio 0 RTP/AVP 9\r\n", []string{"AV1", "G722"}, 0, []fleet.TrackStatus{{Codec: "AV1"}, {Codec: "G722"}}},
+		{
+			"another clock", video("VP8/48000") + video("AV1/90000"),
+			[]string{"AV1"},
+			0,
+			[]fleet.TrackStatus{{Codec: "AV1"}, {Codec: "VP8", UnsupportedReason: "VP8 cannot be passed on: set the camera's video codec to H264, H265, VP8, VP9 or AV1"}},
+		},
+		{
+			"LATM", video("VP8/90000") + "m=audio 0 RTP/AVP 98\r\na=rtpmap:98 MP4A-LATM/16000/1\r\na=fmtp:98 cpresent=0; config=40002810\r\n",
+			[]string{"VP8"},
+			0,
+			[]fleet.TrackStatus{{Codec: "VP8"}, {Codec: "MP4A-LATM", UnsupportedReason: strings.ReplaceAll(noSound, "MPEG4-GENERIC", "MP4A-LATM")}},
+		},
+		{"nothing that can be passed on", jpeg, nil, 0, []fleet.TrackStatus{{Codec: "JPEG", UnsupportedReason: "JPEG cannot be passed on: set the camera's video codec to H264, H265, VP8, VP9 or AV1"}}},
 	} {
-		if got := findSPS(c.payload); !bytes.Equal(got, c.want) {
-			t.Errorf("findSPS(%x) = %x, want %x", c.payload, got, c.want)
-		}
+		t.Run(c.name, func(t *testing.T) {
+			parsed, err := sdpunmarshaler.Unmarshal([]byte(sdpHead + c.sdp))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var desc description.Session
+			if err := desc.Unmarshal2(parsed); err != nil {
+				t.Fatal(err)
+			}
+			tracks, statuses, problem := chooseTracks(&desc, fleet.Credentials{})
+			if diff := cmp.Diff(c.statuses, statuses); diff != "" {
+				t.Errorf("statuses (-want +got):\n%s", diff)
+			}
+			if (problem != nil) != (c.codecs == nil) || problem != nil && problem.reason != fleet.ReasonCodecUnsupported {
+				t.Fatalf("problem %v", problem)
+			}
+			var codecs []string
+			var published []stream.Track
+			for _, track := range tracks {
+				codecs, published = append(codecs, track.track.Codec), append(published, track.track)
+				if len(track.media.Formats) != 1 {
+					t.Errorf("%d formats of %s, want one", len(track.media.Formats), track.track.Codec)
+				}
+			}
+			if diff := cmp.Diff(c.codecs, codecs); diff != "" {
+				t.Errorf("codecs (-want +got):\n%s", diff)
+			}
+			if problem != nil {
+				return
+			}
+			if got := len(tracks[0].track.ParameterSets); got != c.sets {
+				t.Errorf("%d parameter sets, want %d", got, c.sets)
+			}
+			// The stream reads the same of the parameter sets.
+			s := stream.New(stream.Config{})
+			if _, err := s.Publish(published); err != nil {
+				t.Fatal(err)
+			}
+			if stats := s.Stats(); stats.Width != statuses[0].Width || stats.Height != statuses[0].Height || stats.Discards != (stream.Discards{}) {
+				t.Errorf("the stream has %d x %d and discards %+v", stats.Width, stats.Height, stats.Discards)
+			}
+		})
 	}
-}
-
-func FuzzFindSPS(f *testing.F) {
-	f.Add([]byte{0x18, 0, 2, 0x68, 9, 0, 3, 0x67, 1, 2})
-	f.Add([]byte{0x67, 0x42, 0xc0, 0x1e, 0xda, 0x02, 0x80, 0xbf, 0xe5, 0xc0, 0x44})
-	f.Fuzz(func(t *testing.T, payload []byte) {
-		width, height := pictureSize(findSPS(payload))
-		if (width == 0) != (height == 0) || width < 0 || height < 0 || width > 16384 || height > 16384 {
-			t.Errorf("%d x %d", width, height)
-		}
-	})
 }
 
 func TestNTPTime(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"github.com/bluenviron/gortsplib/v5/pkg/description"
 	"github.com/bluenviron/gortsplib/v5/pkg/format"
 	"github.com/bluenviron/mediacommon/v2/pkg/codecs/h264"
+	"github.com/bluenviron/mediacommon/v2/pkg/codecs/h265"
 
 	"fanlight/internal/fleet"
 	"fanlight/medianode/stream"
@@ -39,7 +40,7 @@ func chooseTracks(desc *description.Session, creds fleet.Credentials) ([]track, 
 			switch {
 			case t == nil:
 				codecs = append(codecs, status.Codec)
-				status.UnsupportedReason = status.Codec + " cannot be passed on: set the camera's video codec to H264"
+				status.UnsupportedReason = status.Codec + " cannot be passed on: set the camera's video codec to H264, H265, VP8, VP9 or AV1"
 			case video != nil:
 				status.UnsupportedReason = "only the first video track is passed on"
 			default:
@@ -52,7 +53,7 @@ func chooseTracks(desc *description.Session, creds fleet.Credentials) ([]track, 
 			t, status := choose(media, stream.Audio, creds)
 			switch {
 			case t == nil:
-				status.UnsupportedReason = status.Codec + " cannot be passed on: set the camera's audio codec to G.711 (PCMA, PCMU) or Opus"
+				status.UnsupportedReason = "no sound: " + status.Codec + " cannot be passed on to browsers: set the camera's audio codec to G.711 (PCMA, PCMU), G.722 or Opus"
 			case audio != nil:
 				status.UnsupportedReason = "only the first audio track is passed on"
 			default:
@@ -67,7 +68,7 @@ func chooseTracks(desc *description.Session, creds fleet.Credentials) ([]track, 
 	}
 	if video == nil {
 		return nil, statuses, failed(fleet.ReasonCodecUnsupported, fmt.Sprintf(
-			"the camera sends %s, and only H264 can be passed on: set its video codec to H264, or use the URL of a stream that is H264", strings.Join(codecs, ", ")))
+			"the camera sends %s, which cannot be passed on: set its video codec to H264, which most browsers play, or to H265, VP8, VP9 or AV1, or use the URL of a stream that has one of them", strings.Join(codecs, ", ")))
 	}
 	tracks := []track{*video}
 	if audio != nil {
@@ -91,9 +92,7 @@ func choose(media *description.Media, kind stream.Kind, creds fleet.Credentials)
 		}
 		media.Formats = []format.Format{f}
 		status := fleet.TrackStatus{Codec: t.Codec}
-		if len(t.ParameterSets) > 0 {
-			status.Width, status.Height = pictureSize(t.ParameterSets[0])
-		}
+		status.Width, status.Height = pictureSize(f)
 		return &track{media: media, format: f, track: t}, status
 	}
 	status := fleet.TrackStatus{Codec: "unknown"}
@@ -115,6 +114,12 @@ func streamTrack(f format.Format, kind stream.Kind) (stream.Track, bool) {
 		if len(f.SPS) > 0 && len(f.PPS) > 0 {
 			t.ParameterSets = [][]byte{f.SPS, f.PPS}
 		}
+	case *format.H265:
+		for _, set := range [][]byte{f.VPS, f.SPS, f.PPS} {
+			if len(set) > 0 {
+				t.ParameterSets = append(t.ParameterSets, set)
+			}
+		}
 	case *format.Opus:
 		t.Channels = f.ChannelCount
 		if f.ChannelCount > 2 {
@@ -126,12 +131,25 @@ func streamTrack(f format.Format, kind stream.Kind) (stream.Track, bool) {
 			return t, false
 		}
 	}
+	if kind == stream.Video && t.ClockRate != videoClock {
+		return t, false
+	}
 	return t, stream.Supported(kind, t.Codec)
 }
 
+// videoClock is the clock of every video payload format that can be passed on, in
+// Hz (RFC 6184 §8.2.1, RFC 7798 §7.2.1, RFC 7741 §6.2, RFC 9628 §7, RTP Payload
+// Format For AV1 §7.2).
+const videoClock = 90_000
+
 // codecName returns the encoding name of a format's RTP payload (RFC 4566 §6,
-// rtpmap) in upper case.
+// rtpmap) in upper case. H265 that is interleaved (RFC 7798 §7.1,
+// sprop-max-don-diff) has another: its payloads have numbers in them that nobody
+// else expects.
 func codecName(f format.Format) string {
+	if h, ok := f.(*format.H265); ok && h.MaxDONDiff > 0 {
+		return "H265 (interleaved)"
+	}
 	name, _, _ := strings.Cut(f.RTPMap(), "/")
 	if name == "" {
 		return fmt.Sprintf("payload type %d", f.PayloadType())
@@ -149,43 +167,24 @@ func fmtp(f format.Format) string {
 	return strings.Join(params, ";")
 }
 
-// pictureSize returns the width and height of a picture in pixels, after
-// cropping, or zeros for an SPS that cannot be read.
-func pictureSize(sps []byte) (width, height int) {
-	var s h264.SPS
-	if err := s.Unmarshal(sps); err != nil {
-		return 0, 0
+// pictureSize returns the width and height of the picture in pixels, after
+// cropping, by the parameter sets of the SDP; zeros where they do not tell.
+func pictureSize(f format.Format) (width, height int) {
+	switch f := f.(type) {
+	case *format.H264:
+		var s h264.SPS
+		if s.Unmarshal(f.SPS) == nil {
+			width, height = s.Width(), s.Height()
+		}
+	case *format.H265:
+		var s h265.SPS
+		if s.Unmarshal(f.SPS) == nil {
+			width, height = s.Width(), s.Height()
+		}
 	}
 	const most = 16384 // the largest a level allows is 16,384 wide (ITU-T H.264 table A-1, level 6.2)
-	width, height = s.Width(), s.Height()
 	if width <= 0 || height <= 0 || width > most || height > most {
 		return 0, 0
 	}
 	return width, height
-}
-
-// findSPS returns the first sequence parameter set in an RTP payload of H264
-// (RFC 6184 §5.6, §5.7.1: a single NAL unit or a STAP-A), or nil.
-func findSPS(payload []byte) []byte {
-	const sps, stapA = 7, 24
-	if len(payload) == 0 {
-		return nil
-	}
-	switch payload[0] & 0x1f {
-	case sps:
-		return payload
-	case stapA:
-		for rest := payload[1:]; len(rest) > 2; {
-			size := int(rest[0])<<8 | int(rest[1])
-			rest = rest[2:]
-			if size == 0 || size > len(rest) {
-				return nil
-			}
-			if rest[0]&0x1f == sps {
-				return rest[:size]
-			}
-			rest = rest[size:]
-		}
-	}
-	return nil
 }

@@ -9,7 +9,7 @@ type Burst struct {
 	Track    int       // index into Stream.Tracks
 	Kind     Kind      // the track's
 	Codec    string    // the track's
-	Keyframe bool      // an IDR picture begins here, with its parameter sets: a decoder can start
+	Keyframe bool      // a picture begins here that a decoder can start with, behind its parameter sets
 	Damaged  bool      // packets of the camera's are missing before this burst; of video it is a keyframe then
 	Arrival  time.Time // when the first packet of the access unit came from the camera
 	Packets  []Packet  // one at least

@@ -7,19 +7,28 @@
 //
 // What leaves is normalized once for all viewers:
 //
-//   - H264 (RFC 6184, packetization modes 0 and 1) fits into the MTU: a NAL
-//     unit that is too large becomes FU-A packets, FU-A packets that are too
-//     large are cut anew, across one another, an aggregate (STAP-A) that is too
-//     large becomes single NAL units. The last packet of an access unit has the marker bit.
-//   - Parameter sets and access unit delimiters are taken out, aggregated or
-//     not. An IDR picture, and one that came with new sets, leaves as the
-//     sequence and picture parameter sets, from the SDP or from the packets
-//     before; then what the camera sent ahead of its first slice, SEI and the
-//     like; then the slices; all with its timestamp. SEI without a picture is
-//     dropped.
-//   - An IDR picture whose beginning was lost, or whose parameter sets are not
-//     known, leaves for who is watching already, and is no keyframe to start
-//     with.
+//   - Packets fit into the MTU. What is too large is cut: NAL units of H264 (RFC
+//     6184, packetization modes 0 and 1) into FU-A packets, of H265 (RFC 7798, not
+//     interleaved, the base layer) into fragmentation units, frames of VP8 (RFC
+//     7741) and VP9 (RFC 9628, flexible mode or not) with their payload
+//     descriptor, OBUs of AV1 (RTP Payload Format For AV1) into fragments. Packets
+//     that are a little too large are cut anew, across one another. An aggregate
+//     (STAP-A, AP) that is too large becomes single NAL units.
+//   - The last packet of an access unit has the marker bit: of a picture of H264 or
+//     H265, a frame of VP8, a picture of VP9 with its layers, a temporal unit of AV1.
+//   - Parameter sets and access unit delimiters of H264 and H265 are taken out,
+//     aggregated or not. An IDR or IRAP picture, and one that came with new sets,
+//     leaves as the parameter sets, from the SDP or from the packets before; then
+//     what the camera sent ahead of its first slice, SEI and the like; then the
+//     slices; all with its timestamp. SEI without a picture is dropped.
+//   - So it is with the sequence header of AV1 and its metadata before a shown
+//     keyframe, whose packet has the N bit whether the camera set it or not.
+//     Temporal delimiters and padding are dropped.
+//   - A keyframe of VP8 and VP9 is as the camera sent it. VP9 that says of each
+//     frame that it is predicted from no other is told by the frame's own header.
+//   - An IDR or IRAP picture whose beginning was lost, and a keyframe whose parameter
+//     sets or sequence header are not known, leave for who is watching already, and
+//     are no keyframes to start with.
 //   - H264 B-frames that no picture refers to are left out, for browsers cannot
 //     play pictures in another order than they come. Of B-frames that others refer
 //     to the stream tells (Stream.BFrames), and passes them on as they are.

@@ -81,6 +81,8 @@ func (h *h264) write(fresh, lost, marker bool, payload []byte) {
 	}
 }
 
+func (h *h264) leavesOut() bool { return h.skip }
+
 // endUnit flushes the access unit before. Its last packet gets the marker that
 // the camera did not send.
 func (h *h264) endUnit() {

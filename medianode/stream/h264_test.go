@@ -411,7 +411,7 @@ func TestSupplementFlood(t *testing.T) {
 			for i := range 10_000 {
 				cam.packet(0, true, c.payloads(i))
 			}
-			held := &cam.w.inputs[0].h264.before
+			held := &cam.w.inputs[0].video.(*h264).before
 			if n := held.bytes + len(held.part); n > 2*maxPrefixBytes || len(held.units) > maxPrefixUnits {
 				t.Errorf("%d bytes in %d units are held", n, len(held.units))
 			}

@@ -1,5 +1,7 @@
 package stream
 
+import "bytes"
+
 // The bounds of what is held of an access unit before its first slice. Cameras
 // send a few SEI NAL units, of some hundred bytes together.
 const (
@@ -29,22 +31,29 @@ func (p *prefix) put(nal []byte) bool {
 // join adds an FU-A payload to the NAL unit under way, which it returns when it
 // is complete. ok is false if its beginning is missing, or it is too large.
 func (p *prefix) join(payload []byte) (nal []byte, ok bool) {
-	typ := payload[1] & nalType
+	header := payload[1]
+	return p.gather(header&fuStart != 0, header&fuEnd != 0, payload[2:], payload[0]&nalRef|header&nalType)
+}
+
+// gather adds a fragment to the unit under way, which has the header given. It
+// returns the unit when it is complete. ok is false if its beginning is missing,
+// or it is too large.
+func (p *prefix) gather(start, end bool, body []byte, header ...byte) (unit []byte, ok bool) {
 	switch {
-	case payload[1]&fuStart != 0:
-		p.part = []byte{payload[0]&nalRef | typ}
-	case p.part == nil || p.part[0]&nalType != typ:
+	case start:
+		p.part = append([]byte(nil), header...)
+	case p.part == nil || !bytes.HasPrefix(p.part, header):
 		return nil, false
 	}
-	if len(p.part)+len(payload)-2 > maxPrefixBytes {
+	if len(p.part)+len(body) > maxPrefixBytes {
 		p.part = nil
 		return nil, false
 	}
-	p.part = append(p.part, payload[2:]...)
-	if payload[1]&fuEnd != 0 {
-		nal, p.part = p.part, nil
+	p.part = append(p.part, body...)
+	if end {
+		unit, p.part = p.part, nil
 	}
-	return nal, true
+	return unit, true
 }
 
 // reset drops what is held.

@@ -9,7 +9,8 @@ import (
 )
 
 // The bounds of what is kept of a camera's parameter sets. H.264 allows 32
-// sequence and 256 picture parameter sets; cameras send one of each.
+// sequence and 256 picture parameter sets, H.265 16 and 64; cameras send one of
+// each.
 const (
 	maxParameterSet  = 4096 // bytes
 	maxParameterSets = 32   // of each type
@@ -44,6 +45,16 @@ func (p *parameterSets) put(nal []byte) (changed, ok bool) {
 	if !ok {
 		return false, false
 	}
+	changed, ok = putSet(list, id, nal)
+	if changed {
+		p.built = nil
+	}
+	return changed, ok
+}
+
+// putSet stores a parameter set in a list, in place of the one of its id. ok is
+// false if there are too many.
+func putSet(list *[]parameterSet, id uint32, nal []byte) (changed, ok bool) {
 	i, found := slices.BinarySearchFunc(*list, id, func(s parameterSet, id uint32) int { return int(s.id) - int(id) })
 	if found && bytes.Equal((*list)[i].nal, nal) {
 		return false, true
@@ -57,7 +68,6 @@ func (p *parameterSets) put(nal []byte) (changed, ok bool) {
 	default:
 		*list = slices.Insert(*list, i, parameterSet{id: id, nal: nal})
 	}
-	p.built = nil
 	return true, true
 }
 
@@ -122,5 +132,5 @@ func pictureSize(nal []byte) (width, height int, ok bool) {
 }
 
 // maxPicture is the greatest side of a picture that is believed, in pixels:
-// level 6.2 allows no more (H.264 annex A.3.1).
+// level 6.2 allows no more (H.264 annex A.3.1, H.265 annex A.4.1).
 const maxPicture = 16_880

@@ -14,8 +14,9 @@ type Stats struct {
 	Bytes     int64 // of these packets, headers included
 	Frames    int64 // access units of video
 	Keyframes int64 // access units that a decoder can start with
-	// Undecodable are IDR pictures that came before any parameter sets. They are
-	// passed on to whoever is watching already.
+	// Undecodable are IDR pictures, IRAP pictures (H265) and keyframes of AV1 that
+	// came before any parameter sets or sequence header. They are passed on to
+	// whoever is watching already.
 	Undecodable int64
 
 	PacketsLost           int64 // missing in the camera's sequences
@@ -28,7 +29,7 @@ type Stats struct {
 	PacketsPerSecond float64
 	FramesPerSecond  float64
 
-	Width, Height    int           // of the picture in pixels; 0: unknown
+	Width, Height    int           // of the connection's picture in pixels; 0: unknown
 	KeyframeInterval time.Duration // between the last two keyframes; 0: unknown
 	LastKeyframe     time.Time     // when the last keyframe began to arrive; zero: there has been none
 	BFrames          fleet.BFrames // as Stream.BFrames
@@ -59,9 +60,9 @@ type Discards struct {
 	Malformed         int64 // not the payload format, or empty
 	Late              int64 // after their successors, or again
 	Oversized         int64 // larger than the MTU and not to be cut
-	ParameterSets     int64 // parameter sets too many or too large to keep
+	ParameterSets     int64 // parameter sets and sequence headers too many, too large, or not to be read
 	Supplements       int64 // SEI and the like: of no picture, incomplete, or too many or too large to hold for one
-	UnsupportedFormat int64 // STAP-B, MTAP, FU-B: interleaved mode, which nobody negotiates
+	UnsupportedFormat int64 // H264: interleaved mode, which nobody negotiates; H265: PACI, other layers than the base
 	BFrames           int64 // of H264 B-frames that no picture refers to: browsers cannot play pictures out of order
 	Damaged           int64 // of video after a loss on the camera's side, until the next keyframe, and of the access unit cut off
 }

@@ -33,11 +33,11 @@ func (k Kind) String() string {
 // Track is one audio or video component of a stream.
 type Track struct {
 	Kind          Kind
-	Codec         string   // RTP encoding name in upper case: "H264", "OPUS", "G722", "PCMA", "PCMU"
+	Codec         string   // RTP encoding name in upper case: "H264", "H265", "VP8", "VP9", "AV1"; "OPUS", "PCMA", "PCMU", "G722"
 	ClockRate     uint32   // Hz; G722: 8,000, as in SDP, not its 16,000 samples a second (RFC 3551 §4.5.2)
 	Channels      int      // audio; 0: one
 	FMTP          string   // the format's parameters as in the SDP, without "a=fmtp:96 "
-	ParameterSets [][]byte // H264: SPS and PPS NAL units of the SDP
+	ParameterSets [][]byte // NAL units of the SDP. H264: SPS and PPS; H265: VPS, SPS and PPS; other codecs have none
 }
 
 // Config is what a stream can be told. The zero value is good.
@@ -129,6 +129,7 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 		return nil, fmt.Errorf("publish: %w", s.closed)
 	}
 	s.meter.connectionLost, s.meter.first = 0, 0
+	s.meter.width, s.meter.height = 0, 0
 	if !sameVideo(s.tracks, tracks) {
 		s.bFrames = fleet.BFramesUnknown
 	}
@@ -145,9 +146,7 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 		out := &s.outputs[t.Kind]
 		out.connect(i, t)
 		in := &input{stream: s, out: out}
-		if t.Codec == "H264" {
-			in.h264 = newH264(in, s.mtu, t.ParameterSets)
-		}
+		in.video = newNormalizer(in, s.mtu, t)
 		w.inputs = append(w.inputs, in)
 	}
 	for _, sub := range s.subs {
@@ -170,7 +169,10 @@ func checkTrack(t Track) error {
 }
 
 // kindOf has the codecs that a stream can carry.
-var kindOf = map[string]Kind{"H264": Video, "OPUS": Audio, "G722": Audio, "PCMA": Audio, "PCMU": Audio}
+var kindOf = map[string]Kind{
+	"H264": Video, "H265": Video, "VP8": Video, "VP9": Video, "AV1": Video,
+	"OPUS": Audio, "PCMA": Audio, "PCMU": Audio, "G722": Audio,
+}
 
 // Supported tells whether a stream can carry a codec, by the encoding name of
 // its RTP payload format in any case.

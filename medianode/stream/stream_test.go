@@ -148,7 +148,7 @@ func TestPublishRefuses(t *testing.T) {
 		tracks []Track
 		want   error
 	}{
-		{"H265", New(Config{}), []Track{{Kind: Video, Codec: "H265", ClockRate: 90_000}}, fleet.CodecUnsupported},
+		{"H266", New(Config{}), []Track{{Kind: Video, Codec: "H266", ClockRate: 90_000}}, fleet.CodecUnsupported},
 		{"video codec as audio", New(Config{}), []Track{{Kind: Audio, Codec: "H264", ClockRate: 90_000}}, fleet.CodecUnsupported},
 		{"no clock rate", New(Config{}), []Track{{Kind: Video, Codec: "H264"}}, fleet.InvalidArgument},
 		{"no such kind", New(Config{}), []Track{{Kind: 7, Codec: "H264", ClockRate: 1}}, fleet.InvalidArgument},

@@ -91,7 +91,7 @@ type input struct {
 	stream *Stream
 	out    *output
 	seq    sequence
-	h264   *h264 // nil: another codec
+	video  normalizer // nil: audio
 
 	lost   bool     // packets are missing before the next that is not empty
 	before timeline // the output's, before the access unit under way
@@ -108,7 +108,7 @@ func (in *input) write(now time.Time, pkt *rtp.Packet) {
 	m.lost += missing
 	m.connectionLost += missing
 	out := in.out
-	leftOut := in.h264 != nil && in.h264.skip // the access unit under way
+	leftOut := in.video != nil && in.video.leavesOut() // the access unit under way
 	switch {
 	case gap == 0:
 	case out.kind == Audio:
@@ -136,8 +136,8 @@ func (in *input) write(now time.Time, pkt *rtp.Packet) {
 	if out.line.leapt {
 		out.senderReport = clockPoint{}
 	}
-	if in.h264 != nil {
-		in.h264.write(fresh, lost, pkt.Marker, pkt.Payload)
+	if in.video != nil {
+		in.video.write(fresh, lost, pkt.Marker, pkt.Payload)
 		return
 	}
 	out.gap = lost
