@@ -73,6 +73,7 @@ type Config struct {
 	// KeyframeInterval is a whole number of seconds from 1 to 10; 0: 1 s. With
 	// more than 1 s, the picture starts over at each keyframe.
 	KeyframeInterval  time.Duration
+	KeyframeAtPlay    bool // who begins to play gets a keyframe first, as many cameras have it
 	OmitParameterSets bool // the SDP has neither SPS nor PPS; they are in-band only
 	Audio             bool // a second track: PCMA, a tone of 1 kHz
 
