@@ -71,6 +71,7 @@ var layers = []layer{
 	{path: "cmd", may: []string{"cmd/...", "bench/...", "controlplane/...", "medianode/...", "signaling/...", "proto/...", "internal/..."}},
 	{path: "bench/fleet", may: []string{"controlplane/placement", "proto/fanlight/control/...", "internal/..."}},
 	{path: "bench/fanout", may: []string{"proto/fanlight/control/...", "internal/fleettest", "internal/rpc", "internal/simcam"}},
+	{path: "bench/soak", may: []string{"proto/fanlight/control/...", "internal/fleettest", "internal/rpc", "internal/simcam", "internal/viewertest"}},
 	{path: "bench/failover", may: []string{"proto/fanlight/control/...", "internal/..."}},
 	{path: "deploy/prometheus"},
 	{path: "e2e", may: []string{"bench/...", "proto/...", "internal/..."}},
