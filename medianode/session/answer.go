@@ -91,6 +91,7 @@ func (s *Session) answerSection(o *offer, index int, complete bool) *sdp.MediaDe
 		answerCodec(md, c, section.kind == "video")
 	}
 	if l := s.laneOf(o, index); l != nil {
+		l.extensions.each(func(id uint8, uri string) { add("extmap", strconv.Itoa(int(id)), uri) })
 		s.answerTrack(add, l)
 		add("sendonly")
 	} else {
@@ -205,11 +206,17 @@ func newLanes(o *offer, p *plan) [2]lane {
 	if p.video.hasRTX {
 		video.rtx = rtx{payload: p.video.rtx, ssrc: ssrc(), index: rand.Uint64() & 0x7fff}
 	}
+	// Without RTX a packet is sent again under its own nonce, and must be the same
+	// to the bit: it cannot say when it left.
+	if p.video.hasRTX || !video.nack {
+		video.extensions = offeredExtensions(o.desc.MediaDescriptions[o.video], true, false)
+	}
 	if audio := &lanes[stream.Audio]; !p.quiet && o.audio >= 0 {
 		audio.kind, audio.ssrc, audio.payloads = stream.Audio, ssrc(), make(map[string]uint8)
 		for _, c := range p.audio {
 			audio.payloads[c.name] = c.payloadType
 		}
+		audio.extensions = offeredExtensions(o.desc.MediaDescriptions[o.audio], false, false)
 	}
 	return lanes
 }

@@ -30,7 +30,9 @@ type rig struct {
 	far    time.Time // when sender reports are due again
 }
 
-func newRig(t testing.TB, viewers int) *rig {
+func newRig(t testing.TB, viewers int) *rig { return newRigOf(t, viewers, stream.Config{}) }
+
+func newRigOf(t testing.TB, viewers int, cfg stream.Config) *rig {
 	t.Helper()
 	listen := func(cfg udp.Config) *udp.Conn {
 		c, err := udp.Listen(netip.MustParseAddrPort("127.0.0.1:0"), cfg)
@@ -41,7 +43,7 @@ func newRig(t testing.TB, viewers int) *rig {
 		return c
 	}
 	conn, sink := listen(udp.Config{}), listen(udp.Config{ReadBuffer: 4096})
-	r := &rig{shard: newShard(conn), stream: stream.New(stream.Config{}), far: time.Now().Add(24 * time.Hour)}
+	r := &rig{shard: newShard(conn), stream: stream.New(cfg), far: time.Now().Add(24 * time.Hour)}
 	t.Cleanup(func() { r.stream.Close(nil) })
 	var err error
 	if r.writer, err = r.stream.Publish([]stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90000, ParameterSets: [][]byte{{0x67, 66, 0xc0, 30, 0x80}, {0x68, 0xce}}}}); err != nil {
@@ -98,6 +100,9 @@ func (r *rig) frame(key bool) {
 func (r *rig) send() {
 	for r.shard.turn() {
 	}
+	for r.shard.catchUp(time.Now()) {
+	}
+	r.shard.batch.Flush()
 }
 
 // burst returns a burst that is sent again and again, with new numbers.
@@ -130,7 +135,7 @@ func TestDeliverAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(50, func() { r.deliver(b) }); n != 0 {
 		t.Errorf("%v allocations for a burst to %d viewers", n, viewers)
 	}
-	v := r.outlet.viewers[0]
+	v := r.outlet.seats[0]
 	nack := r.nack(v)
 	v.resend(r.shard, stream.Video, nack, time.Now()) // the memory of what was sent again is made once
 	if n := testing.AllocsPerRun(50, func() {
@@ -194,7 +199,7 @@ func BenchmarkWrite(b *testing.B) {
 // BenchmarkResend answers a NACK. An operation is one packet sent again.
 func BenchmarkResend(b *testing.B) {
 	r := newRig(b, 1)
-	v := r.outlet.viewers[0]
+	v := r.outlet.seats[0]
 	nack := r.nack(v)
 	v.resend(r.shard, stream.Video, nack, time.Now())
 	b.ReportAllocs()
@@ -211,7 +216,7 @@ func BenchmarkResend(b *testing.B) {
 // BenchmarkHear reads a viewer's reports. An operation is one compound packet.
 func BenchmarkHear(b *testing.B) {
 	r := newRig(b, 1)
-	s := r.outlet.viewers[0].session
+	s := r.outlet.seats[0].session
 	report := binary.BigEndian.AppendUint32([]byte{0x81, 201, 0, 7}, 1)
 	report = binary.BigEndian.AppendUint32(report, s.lanes[stream.Video].ssrc)
 	report = append(report, make([]byte, 20)...)

@@ -103,8 +103,8 @@ func (s *Session) wantKeyframe() {
 		return
 	}
 	s.feedback.keyframeAsked = now
-	if o := s.outlet.Load(); o != nil {
-		o.sub.RequestKeyframe()
+	if v := s.viewer.Load(); v != nil {
+		v.shard.post(mail{change: v, do: func(sh *shard, v *viewer) { v.refresh(sh, time.Now()) }})
 	}
 }
 
@@ -117,17 +117,17 @@ const reportInterval = time.Second
 // time in them is this node's, as round trip times need it, and the kinds are
 // as far apart as the camera says.
 func (v *viewer) sendReport(sh *shard, kind stream.Kind, to *path, now time.Time) {
-	str, sent := v.outlet.stream, &v.lanes[kind]
+	str, sent := v.seat.outlet.stream, &v.lanes[kind]
 	at, timestamp, ok := str.SenderClock(kind)
 	if !ok || sent.clockRate == 0 {
 		return
 	}
-	moment := at.Add(span(sent.timestamp-timestamp, sent.clockRate))
+	moment := at.Add(span(sent.timestamp-timestamp-sent.runs[0].shift.offset, sent.clockRate))
 	var reports []rtcp.Packet
 	var names rtcp.SourceDescription // RFC 3550 §6.1: in each compound packet
 	for k := range v.lanes {
 		l := &v.lanes[k]
-		if l.packets == 0 {
+		if l.packets == 0 || l.runs[0].sub != v.seat.outlet.sub {
 			continue
 		}
 		at, timestamp, ok := str.SenderClock(stream.Kind(k))
@@ -135,7 +135,7 @@ func (v *viewer) sendReport(sh *shard, kind stream.Kind, to *path, now time.Time
 			continue
 		}
 		reports = append(reports, &rtcp.SenderReport{
-			SSRC: l.ssrc, NTPTime: ntpTime(now), RTPTime: timestamp + ticks(moment.Sub(at), l.clockRate),
+			SSRC: l.ssrc, NTPTime: ntpTime(now), RTPTime: timestamp + l.runs[0].shift.offset + ticks(moment.Sub(at), l.clockRate),
 			PacketCount: l.packets, OctetCount: l.octets,
 		})
 		names.Chunks = append(names.Chunks, rtcp.SourceDescriptionChunk{

@@ -8,10 +8,11 @@ import (
 )
 
 // A viewer that missed the keyframe which it had asked for asks again when there
-// is a way for it: some cameras send one on demand only.
+// is a way for it: some cameras send one on demand only. Here nothing is kept that
+// it could begin with.
 func TestHeldViewersAsk(t *testing.T) {
-	r := newRig(t, 1)
-	v := r.outlet.viewers[0]
+	r := newRigOf(t, 1, stream.Config{CacheBytes: -1})
+	v := r.outlet.seats[0]
 	asked := 0
 	r.writer.OnKeyframeRequest(func() { asked++ })
 	way := v.route.Swap(nil)
@@ -42,8 +43,9 @@ func TestHeldViewersAsk(t *testing.T) {
 	}
 }
 
-// What was sent before a camera came back with another codec is not sent again:
-// with the new payload type it would be another packet under the same nonce.
+// What was sent before a camera came back with another codec is sent again with
+// the payload type that it had: with the new one it would be another packet under
+// the same nonce.
 func TestResendAfterAnotherCodec(t *testing.T) {
 	l := lane{payloads: map[string]uint8{"PCMU": 0, "PCMA": 8}}
 	send := func(codec string, index uint64) uint64 {
@@ -53,21 +55,23 @@ func TestResendAfterAnotherCodec(t *testing.T) {
 		}
 		p := stream.Packet{Index: index, Marker: true}
 		own := l.number(&p, false)
-		l.sent(&p, own)
+		l.sent(&p, own, 0)
 		return own
 	}
+	check := func(own uint64, payload uint8) {
+		t.Helper()
+		if r, _, _ := l.find(uint16(own)); r == nil || r.payload != payload {
+			t.Errorf("packet %d is not found as of payload type %d: %+v", own, payload, r)
+		}
+	}
 	before := send("PCMU", 100)
-	if _, _, ok := l.find(uint16(before)); !ok {
-		t.Error("a packet just sent is not found")
+	check(before, 0)
+	after := send("PCMA", 101)
+	if after != before+1 {
+		t.Errorf("the number goes from %d to %d", before, after)
 	}
-	if own := send("PCMA", 101); own != before+1 {
-		t.Errorf("the number goes from %d to %d", before, own)
-	} else if _, _, ok := l.find(uint16(own)); !ok {
-		t.Error("the first packet of the new codec is not found")
-	}
-	if _, _, ok := l.find(uint16(before)); ok {
-		t.Error("a packet of the codec before is found")
-	}
+	check(after, 8)
+	check(before, 0)
 	if l.take(&stream.Burst{Codec: "OPUS"}) {
 		t.Error("a codec was taken that was not negotiated")
 	}

@@ -2,6 +2,8 @@ package session
 
 import (
 	"math/rand/v2"
+	"sort"
+	"time"
 
 	"fanlight/medianode/stream"
 )
@@ -13,30 +15,51 @@ const maxGap = 64
 
 // lane is one kind of media on its way to one viewer. It is owned by the
 // session's shard, but for what is static.
+//
+// A viewer gets one sequence of numbers and timestamps that go on, whatever they
+// are made of: what a stream has kept and then what it sends, the pictures after
+// some that were left out, another profile. Each such part is a run.
 type lane struct {
 	// Static.
-	kind     stream.Kind
-	payloads map[string]uint8 // payload types by codec; nil: the viewer gets none of this kind
-	ssrc     uint32
-	nack     bool // the viewer may ask for packets again
-	rtx      rtx
+	kind       stream.Kind
+	payloads   map[string]uint8 // payload types by codec; nil: the viewer gets none of this kind
+	ssrc       uint32
+	nack       bool // the viewer may ask for packets again
+	rtx        rtx
+	extensions extensions
 
 	// Of the latest burst.
 	codec     string
 	payload   uint8
 	clockRate uint32
-	changed   bool // another codec than that of the packet before
 
-	// The viewer's numbers: the packet that the stream calls from is base here,
-	// and so on. They go on without a gap where packets were left out.
-	from     uint64
-	base     uint64
-	next     uint64 // ours, of the packet after the latest; 0: none was sent
-	latest   uint64 // the stream's, of the latest
-	complete bool   // the latest ended its access unit
+	runs [maxRuns]run // the latest first; its end is next
+	next uint64       // our number of the packet after the latest; 0: none was sent
+
+	latest   uint64    // the stream's number of the latest packet
+	complete bool      // the latest ended its access unit
+	at       time.Time // when the latest came from the camera
 
 	packets, octets uint32 // sent, modulo 2^32 (RFC 3550 §6.4.1)
-	timestamp       uint32 // of the latest packet
+	timestamp       uint32 // of the latest packet, as sent
+	captured        time.Time
+}
+
+// maxRuns is how many runs a viewer can ask for packets of.
+const maxRuns = 4
+
+// run is a part of what was sent in which our numbers and the stream's go along:
+// the packet that the stream calls from is base here, and so on, below end. The
+// same number stands for the same packet for ever: with a repeated one two packets
+// would be sealed with one nonce.
+type run struct {
+	sub    *stream.Subscription // whose packets they are
+	shift  shift
+	recent []*stream.Burst // those that the stream may not retain any longer
+
+	open            bool // a packet has a number; the rest is set then
+	from, base, end uint64
+	payload         uint8 // type
 }
 
 // rtx is how packets are sent again (RFC 4588); payload 0: as they were.
@@ -44,6 +67,45 @@ type rtx struct {
 	payload uint8
 	ssrc    uint32
 	index   uint64 // of the next packet
+}
+
+// shift is how a stream's timestamps become a viewer's. What the viewer gets at
+// once of the past is squeezed into a hundredth of a second, so that it is not
+// played one picture after another.
+type shift struct {
+	offset uint32 // what is added
+
+	// Of what is squeezed: from first to first+span becomes from begin to
+	// begin+width. span 0: nothing is.
+	first, span  uint32
+	begin, width uint32
+}
+
+// squeezed is how long the past lasts for a viewer, in ticks of 90 kHz: less than
+// the time between two pictures, so that it ends before the next.
+const squeezed = 900
+
+// apply returns the viewer's timestamp.
+func (s *shift) apply(timestamp uint32) uint32 {
+	if d := timestamp - s.first; s.span > 0 && d <= s.span {
+		return s.begin + uint32(uint64(d)*uint64(s.width)/uint64(s.span))
+	}
+	return timestamp + s.offset
+}
+
+// squeeze has the past, from first to last, end where last is now; or right after
+// what the viewer has had, if that is later.
+func (s *shift) squeeze(first, last, had uint32, any bool) {
+	span := last - first
+	if span >= 1<<31 {
+		span = 0 // of nothing that makes sense
+	}
+	width := min(span, squeezed)
+	begin := last + s.offset - width
+	if any && int32(begin-had) <= 0 {
+		begin = had + 1
+	}
+	s.first, s.span, s.begin, s.width = first, max(span, 1), begin, width
 }
 
 // take readies the lane for a burst. ok is false if its codec was not
@@ -58,48 +120,104 @@ func (l *lane) take(b *stream.Burst) (ok bool) {
 	}
 	known, _ := findCodec(b.Codec)
 	l.codec, l.payload, l.clockRate = b.Codec, payload, known.clockRate
-	// What was sent before is never sent again: with another payload type it would
-	// be another packet under the same nonce.
-	l.changed = true
 	return true
+}
+
+// follow has the lane go on with another stream's packets, of which the next
+// comes from the camera at a time: as much later than the latest as it came
+// later.
+func (l *lane) follow(sub *stream.Subscription, timestamp uint32, arrival time.Time) {
+	s := shift{}
+	if l.next > 0 {
+		step := uint32(1)
+		if passed := arrival.Sub(l.at); passed > 0 && l.clockRate > 0 {
+			step += ticks(passed, l.clockRate)
+		}
+		s.offset = l.timestamp + max(step, squeezed+1) - timestamp
+	}
+	l.begin(run{sub: sub, shift: s})
+}
+
+// begin has the next packet begin a run.
+func (l *lane) begin(r run) {
+	if l.runs[0].open {
+		l.runs[0].end = l.next
+		copy(l.runs[1:], l.runs[:])
+	}
+	l.runs[0] = r
 }
 
 // number returns the viewer's number of a packet. resumed: packets before it were
 // left out.
 func (l *lane) number(p *stream.Packet, resumed bool) uint64 {
-	switch {
-	case l.next == 0:
-		l.from, l.base = p.Index, rand.Uint64N(1<<15) // RFC 3711 §3.3.1: below 2^15
-	case resumed || l.changed || p.Index-l.latest > maxGap:
-		l.from, l.base = p.Index, l.next
-		if !l.complete {
-			l.base++ // what was cut off must not look whole
+	r := &l.runs[0]
+	if r.open && (resumed || r.payload != l.payload || p.Index-l.latest > maxGap) {
+		l.begin(run{sub: r.sub, shift: r.shift, recent: r.recent})
+	}
+	if !r.open {
+		r.open, r.from, r.base, r.payload = true, p.Index, l.next, l.payload
+		switch {
+		case l.next == 0:
+			r.base = rand.Uint64N(1 << 15) // RFC 3711 §3.3.1: below 2^15
+		case !l.complete:
+			r.base++ // what was cut off must not look whole
 		}
 	}
-	l.changed = false
-	return l.base + p.Index - l.from
+	return r.base + p.Index - r.from
 }
 
 // sent accounts for a packet.
-func (l *lane) sent(p *stream.Packet, index uint64) {
+func (l *lane) sent(p *stream.Packet, index uint64, timestamp uint32) {
 	l.latest, l.next, l.complete = p.Index, index+1, p.Marker
 	l.packets++
 	l.octets += uint32(len(p.Payload))
-	l.timestamp = p.Timestamp
+	l.timestamp = timestamp
 }
 
-// find returns the stream's index of the latest packet with a sequence number of
-// the viewer's, and the viewer's own. ok is false if there was none, or it was
-// before packets were left out.
-func (l *lane) find(seq uint16) (index, own uint64, ok bool) {
+// find returns the run of the latest packet with a sequence number of the
+// viewer's, the stream's number of it, and the viewer's own; nil if there was
+// none, or it is too long ago.
+func (l *lane) find(seq uint16) (of *run, index, own uint64) {
 	if l.next == 0 {
-		return 0, 0, false
+		return nil, 0, 0
 	}
 	latest := l.next - 1
 	back := uint64(uint16(latest) - seq)
-	if back > latest || latest-back < l.base {
-		return 0, 0, false
+	if back > latest {
+		return nil, 0, 0
 	}
 	own = latest - back
-	return l.from + own - l.base, own, true
+	for i := range l.runs {
+		r := &l.runs[i]
+		if !r.open || i > 0 && own >= r.end {
+			return nil, 0, 0 // of none: it was not sent
+		}
+		if own >= r.base {
+			return r, r.from + own - r.base, own
+		}
+	}
+	return nil, 0, 0
+}
+
+// packet returns a packet of a run, or nil.
+func (r *run) packet(kind stream.Kind, index uint64) *stream.Packet {
+	if p := r.sub.Retained(kind, index); p != nil {
+		return p
+	}
+	i := sort.Search(len(r.recent), func(i int) bool { return r.recent[i].Packets[0].Index > index }) - 1
+	if i < 0 {
+		return nil
+	}
+	b := r.recent[i]
+	if n := index - b.Packets[0].Index; n < uint64(len(b.Packets)) && b.Packets[n].Index == index {
+		return &b.Packets[n]
+	}
+	return nil
+}
+
+// forget lets go of what the stream does not retain any longer.
+func (l *lane) forget() {
+	for i := range l.runs {
+		l.runs[i].recent = nil
+	}
 }

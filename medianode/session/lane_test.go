@@ -15,11 +15,11 @@ func TestLane(t *testing.T) {
 	send := func(marker, resumed bool) (own uint64) {
 		p := stream.Packet{Index: at, Marker: marker}
 		own = l.number(&p, resumed)
-		l.sent(&p, own)
+		l.sent(&p, own, 0)
 		at++
 		return own
 	}
-	if _, _, ok := l.find(0); ok {
+	if r, _, _ := l.find(0); r != nil {
 		t.Error("found a packet before any was sent")
 	}
 	first := send(false, false)
@@ -48,16 +48,28 @@ func TestLane(t *testing.T) {
 		if own-last != s.want {
 			t.Errorf("%s: the number went on by %d, want %d", s.name, own-last, s.want)
 		}
-		if index, found, ok := l.find(uint16(own)); !ok || index != at-1 || found != own {
-			t.Errorf("%s: found %d as %d, %v; want %d as %d", s.name, index, found, ok, at-1, own)
+		if r, index, found := l.find(uint16(own)); r == nil || index != at-1 || found != own {
+			t.Errorf("%s: found %d as %d, %v; want %d as %d", s.name, index, found, r != nil, at-1, own)
 		}
 		last = own
 	}
-	if _, _, ok := l.find(uint16(last + 1)); ok {
+	if r, _, _ := l.find(uint16(last + 1)); r != nil {
 		t.Error("found a packet that was not sent")
 	}
-	if _, _, ok := l.find(uint16(l.base - 1)); ok {
-		t.Error("found a packet from before others were left out")
+	// Across what was left out, the packets before are found still; the number that
+	// shows that a picture was cut off is nobody's.
+	r := l.runs[1]
+	if got, index, _ := l.find(uint16(r.end - 1)); got != &l.runs[1] || index != r.from+r.end-1-r.base {
+		t.Errorf("the last before others were left out is not found: %v, %d", got != nil, index)
+	}
+	p := stream.Packet{Index: at + 1000}
+	own := l.number(&p, true)
+	l.sent(&p, own, 0)
+	p.Index += 1000
+	next := l.number(&p, true)
+	l.sent(&p, next, 0)
+	if got, _, _ := l.find(uint16(next - 1)); next != own+2 || got != nil {
+		t.Errorf("number %d after %d, and one between them is found: %v", next, own, got != nil)
 	}
 }
 
@@ -79,7 +91,7 @@ func TestLaneNumbersAreUnique(t *testing.T) {
 		}
 		last = own
 		if rand.IntN(20) > 0 { // or there was no room for it
-			l.sent(&p, own)
+			l.sent(&p, own, 0)
 		} else if last = 0; l.next > 0 {
 			last = l.next - 1
 		}

@@ -116,12 +116,12 @@ func (v *viewer) resend(sh *shard, kind stream.Kind, pairs []rtcp.NackPair, now 
 
 // again sends one packet again: over RTX if that was negotiated, else as it was.
 func (v *viewer) again(sh *shard, l *lane, path *path, seq uint16, now time.Time) {
-	index, own, ok := l.find(seq)
-	if !ok {
+	r, index, own := l.find(seq)
+	if r == nil {
 		v.session.counts.missed.Add(1)
 		return
 	}
-	p := v.outlet.sub.Retained(l.kind, index)
+	p := r.packet(l.kind, index)
 	if p == nil {
 		v.session.counts.missed.Add(1)
 		return
@@ -130,7 +130,7 @@ func (v *viewer) again(sh *shard, l *lane, path *path, seq uint16, now time.Time
 		v.session.counts.refused.Add(1)
 		return
 	}
-	h := image{index: own, timestamp: p.Timestamp, ssrc: l.ssrc, payload: l.payload, marker: p.Marker}
+	h := image{index: own, timestamp: r.shift.apply(p.Timestamp), ssrc: l.ssrc, payload: r.payload, marker: p.Marker}
 	var original [2]byte
 	before := original[:0]
 	if l.rtx.payload != 0 {
@@ -138,6 +138,9 @@ func (v *viewer) again(sh *shard, l *lane, path *path, seq uint16, now time.Time
 		before = original[:]
 		h.index, h.ssrc, h.payload = l.rtx.index, l.rtx.ssrc, l.rtx.payload
 		l.rtx.index++
+	}
+	if l.extensions.sendTime != 0 && l.rtx.payload != 0 {
+		h.extension = l.extensions.appendExtensions(v.header[:0], &extended{now: now})
 	}
 	n, err := v.cryptor.seal(sh.room(path), &h, before, p.Payload)
 	if err != nil {

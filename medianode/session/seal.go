@@ -15,6 +15,9 @@ import (
 // headerSize is that of our RTP packets, without extensions (RFC 3550 §5.1).
 const headerSize = 12
 
+// withExtensions is the X bit of the first byte.
+const withExtensions = 0x10
+
 // cryptor seals one session's RTP and RTCP. It is owned by the session's shard.
 type cryptor struct {
 	aead    cipher.AEAD   // nil: context seals RTP too
@@ -79,6 +82,7 @@ type image struct {
 	ssrc      uint32
 	payload   uint8 // type
 	marker    bool
+	extension []byte // in 32-bit words, with its own header (RFC 3550 §5.3.1); nil: none
 }
 
 // seal writes a sealed packet to dst and returns its size. before goes before
@@ -93,8 +97,13 @@ func (c *cryptor) seal(dst []byte, h *image, before, payload []byte) (int, error
 	binary.BigEndian.PutUint16(dst[2:], uint16(h.index))
 	binary.BigEndian.PutUint32(dst[4:], h.timestamp)
 	binary.BigEndian.PutUint32(dst[8:], h.ssrc)
+	size := headerSize
+	if len(h.extension) > 0 {
+		dst[0] |= withExtensions
+		size += copy(dst[size:], h.extension)
+	}
 	if c.aead == nil {
-		n := headerSize + copy(dst[headerSize:], before)
+		n := size + copy(dst[size:], before)
 		n += copy(dst[n:], payload)
 		out, err := c.context.EncryptRTP(dst, dst[:n], &c.header)
 		if err != nil {
@@ -112,11 +121,11 @@ func (c *cryptor) seal(dst []byte, h *image, before, payload []byte) (int, error
 	}
 	plain := payload
 	if len(before) > 0 {
-		n := copy(dst[headerSize:], before)
-		n += copy(dst[headerSize+n:], payload)
-		plain = dst[headerSize : headerSize+n]
+		n := copy(dst[size:], before)
+		n += copy(dst[size+n:], payload)
+		plain = dst[size : size+n]
 	}
-	return headerSize + len(c.aead.Seal(dst[headerSize:headerSize], c.iv[:], plain, dst[:headerSize])), nil
+	return size + len(c.aead.Seal(dst[size:size], c.iv[:], plain, dst[:size])), nil
 }
 
 // sealRTCP writes a sealed compound packet to dst and returns its size.

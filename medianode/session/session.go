@@ -57,7 +57,6 @@ type Session struct {
 	connected atomic.Bool
 	profile   atomic.Pointer[transport.Profile] // once connected
 	viewer    atomic.Pointer[viewer]            // once connected
-	outlet    atomic.Pointer[outlet]            // once the shard has taken it
 
 	hanging sync.Mutex // held while the session is hung up
 

@@ -198,9 +198,6 @@ func TestPLI(t *testing.T) {
 	v := newViewer(t, viewertest.Config{})
 	r := n.watch(t, v, session.OpenConfig{})
 	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > 0 })
-	if n.cam.keyframeRequests() == 0 {
-		t.Error("no keyframe was asked for when the viewer was connected")
-	}
 	before := n.cam.keyframeRequests()
 	deadline := time.Now().Add(20 * time.Second)
 	for n.cam.keyframeRequests() == before {

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -37,8 +38,9 @@ type shard struct {
 	wake  chan struct{} // holds a token while there may be something to do; never closed
 
 	// Owned by run.
-	outlets map[*stream.Stream]*outlet
-	frame   [udp.PacketRoom]byte // the packet under way, if it goes over TCP
+	outlets  map[*stream.Stream]*outlet
+	catching []*viewer            // those that catch up
+	frame    [udp.PacketRoom]byte // the packet under way, if it goes over TCP
 
 	mu    sync.Mutex // guards the rest; taken after a stream's locks
 	mail  []mail
@@ -48,8 +50,7 @@ type shard struct {
 	quit  bool
 }
 
-// mail is something for a shard to do: join, leave (with done) or nack (with kind
-// and pair) is set.
+// mail is something for a shard to do, one of them.
 type mail struct {
 	join  *viewer
 	leave *viewer
@@ -58,15 +59,19 @@ type mail struct {
 	nack *viewer
 	kind stream.Kind
 	pair []rtcp.NackPair
+
+	change *viewer
+	do     func(*shard, *viewer) // with change, unless that has left
 }
 
-// outlet is what one shard sends of one camera.
+// outlet is what one shard sends of one stream.
 type outlet struct {
-	stream  *stream.Stream
-	sub     *stream.Subscription
-	viewers []*viewer // each knows its index
-	first   int       // of viewers, modulo their number: who gets the next burst first
-	queued  bool      // in ready; guarded by shard.mu
+	stream *stream.Stream
+	sub    *stream.Subscription
+	seats  []*viewer // each knows its index
+	first  int       // of seats, modulo their number: who gets the next burst first
+	next   uint64    // Seq of the next burst of video
+	queued bool      // in ready; guarded by shard.mu
 }
 
 func newShard(conn *udp.Conn) *shard {
@@ -75,8 +80,20 @@ func newShard(conn *udp.Conn) *shard {
 
 // run works until stop. The viewers should have left.
 func (sh *shard) run() {
-	for range sh.wake {
-		for sh.turn() {
+	pace := time.NewTimer(time.Hour)
+	defer pace.Stop()
+	for {
+		select {
+		case <-sh.wake:
+			for sh.turn() {
+			}
+		case <-pace.C:
+		}
+		if len(sh.catching) > 0 {
+			if sh.catchUp(time.Now()) {
+				pace.Reset(catchUpInterval)
+			}
+			sh.batch.Flush()
 		}
 		sh.mu.Lock()
 		quit := sh.quit
@@ -120,45 +137,80 @@ func (sh *shard) open(m mail) {
 	case m.leave != nil:
 		sh.leave(m.leave)
 		close(m.done)
-	case m.nack != nil && m.nack.outlet != nil:
+	case m.nack != nil && m.nack.seat.outlet != nil:
 		if err := guard(func() error { m.nack.resend(sh, m.kind, m.pair, time.Now()); return nil }); err != nil {
 			m.nack.session.fail(err)
+		}
+	case m.change != nil && m.change.seat.outlet != nil:
+		if err := guard(func() error { m.do(sh, m.change); return nil }); err != nil {
+			m.change.session.fail(err)
 		}
 	}
 }
 
+// join gives a viewer its first seat, and what there is to begin with.
 func (sh *shard) join(v *viewer) {
-	o := sh.outlets[v.session.stream]
-	if o == nil {
-		o = &outlet{stream: v.session.stream}
-		o.sub = o.stream.Subscribe(stream.SubscribeOptions{Wake: func() { sh.called(o) }})
-		sh.outlets[o.stream] = o
+	sh.sit(v, &v.seat, v.session.stream)
+	v.replay = time.Now().Add(replayPause)
+	if !v.catchUp(sh) {
+		v.seat.outlet.sub.RequestKeyframe()
 	}
-	v.outlet, v.index = o, len(o.viewers)
-	o.viewers = append(o.viewers, v)
-	o.sub.SetViewers(len(o.viewers))
-	v.session.outlet.Store(o)
-	o.sub.RequestKeyframe()
+}
+
+// sit gives a viewer a seat at a stream's outlet.
+func (sh *shard) sit(v *viewer, at *seat, from *stream.Stream) {
+	o := sh.outlets[from]
+	if o == nil {
+		o = &outlet{stream: from}
+		o.sub = from.Subscribe(stream.SubscribeOptions{Wake: func() { sh.called(o) }, CatchUp: true})
+		o.next = o.sub.Begin()
+		sh.outlets[from] = o
+	}
+	*at = seat{outlet: o, index: len(o.seats)}
+	o.seats = append(o.seats, v)
+	o.sub.SetViewers(len(o.seats))
 }
 
 func (sh *shard) leave(v *viewer) {
-	o := v.outlet
-	if o == nil {
+	if v.seat.outlet == nil {
 		return
 	}
 	v.account()
-	v.outlet = nil
-	last := len(o.viewers) - 1
-	o.viewers[v.index] = o.viewers[last]
-	o.viewers[v.index].index = v.index
-	o.viewers[last] = nil
-	o.viewers = o.viewers[:last]
-	if len(o.viewers) == 0 {
+	sh.vacate(&v.next)
+	sh.vacate(&v.seat)
+	v.catching = false
+	if i := slices.Index(sh.catching, v); i >= 0 {
+		sh.catching = slices.Delete(sh.catching, i, i+1)
+	}
+}
+
+// vacate takes a seat back.
+func (sh *shard) vacate(s *seat) {
+	o, i := s.outlet, s.index
+	if *s = (seat{}); o == nil {
+		return
+	}
+	last := len(o.seats) - 1
+	if moved := o.seats[last]; i != last {
+		o.seats[i] = moved
+		moved.at(o).index = i
+	}
+	o.seats[last] = nil
+	o.seats = o.seats[:last]
+	if last == 0 {
 		o.sub.Close()
 		delete(sh.outlets, o.stream)
 		return
 	}
-	o.sub.SetViewers(len(o.viewers))
+	o.sub.SetViewers(last)
+}
+
+// at returns the viewer's seat at an outlet.
+func (v *viewer) at(o *outlet) *seat {
+	if v.next.outlet == o {
+		return &v.next
+	}
+	return &v.seat
 }
 
 // called is told by a stream that an outlet has bursts to take.
@@ -214,11 +266,14 @@ func (sh *shard) serve(o *outlet) {
 			return // the sessions hear of the stream's end by themselves
 		}
 		now := time.Now()
-		for done := 0; done < len(o.viewers); {
+		if b.Kind == stream.Video {
+			o.next = b.Seq + 1
+		}
+		for done := 0; done < len(o.seats); {
 			done = sh.fan(o, b, done, now)
 		}
 		o.first++
-		if len(o.viewers) >= flushAfter {
+		if len(o.seats) >= flushAfter {
 			sh.batch.Flush() // each burst has its own patience with a full socket
 		}
 	}
@@ -230,7 +285,7 @@ func (sh *shard) serve(o *outlet) {
 // the last who lose. A panic ends one viewer's session, and leaves the others.
 func (sh *shard) fan(o *outlet, b *stream.Burst, from int, now time.Time) (done int) {
 	done = from
-	turn := func() *viewer { return o.viewers[(o.first+done)%len(o.viewers)] }
+	turn := func() *viewer { return o.seats[(o.first+done)%len(o.seats)] }
 	defer func() {
 		if r := recover(); r != nil {
 			v := turn()
@@ -239,9 +294,9 @@ func (sh *shard) fan(o *outlet, b *stream.Burst, from int, now time.Time) (done 
 			done++
 		}
 	}()
-	for ; done < len(o.viewers); done++ {
+	for ; done < len(o.seats); done++ {
 		if v := turn(); !v.ended {
-			v.deliver(sh, b, now)
+			v.deliver(sh, o, b, now)
 		}
 	}
 	return done

@@ -13,6 +13,7 @@ type Burst struct {
 	Damaged  bool      // packets are missing before or within this burst
 	Arrival  time.Time // when the first packet of the access unit came from the camera
 	Packets  []Packet  // one at least
+	Seq      uint64    // counts the bursts of the kind, from 1
 	bytes    int       // of payload
 }
 
@@ -43,7 +44,8 @@ type output struct {
 	line         timeline
 	senderReport clockPoint // the camera's; zero: none
 
-	kept *retained // nil: nobody watches
+	kept   *retained // nil: nobody watches
+	bursts uint64    // that were handed out
 
 	// The pending burst. It is the end of slab, which is for many bursts: packets
 	// are not moved once they are handed out.
@@ -91,7 +93,9 @@ func (o *output) reserve() {
 
 // take returns the pending burst, and begins the next.
 func (o *output) take() *Burst {
+	o.bursts++
 	b := &Burst{
+		Seq:   o.bursts,
 		Track: o.index, Kind: o.kind, Codec: o.track.Codec,
 		Keyframe: o.keyframe, Damaged: o.gap, Arrival: o.line.at,
 		Packets: o.pending[:len(o.pending):len(o.pending)], bytes: o.bytes,

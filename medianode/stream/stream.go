@@ -44,6 +44,10 @@ type Track struct {
 type Config struct {
 	MTU   int              // bytes of RTP payload in a packet at most; 0: 1,200; at least 64
 	Clock func() time.Time // nil: time.Now
+
+	// What is kept of what followed the last keyframe, for who begins to watch.
+	CacheBytes int           // of payload; 0: 8 MiB; below 0: nothing is kept
+	CacheTime  time.Duration // 0: 15 s
 }
 
 const (
@@ -67,12 +71,13 @@ type Stream struct {
 	subs    []*Subscription // each knows its index
 	watches map[*Watch]struct{}
 	keys    keyframes
+	cache   cache
 	meter   meter
 }
 
 // New returns a stream without tracks, in state connecting.
 func New(cfg Config) *Stream {
-	s := &Stream{mtu: cfg.MTU, clock: cfg.Clock, watches: make(map[*Watch]struct{})}
+	s := &Stream{mtu: cfg.MTU, clock: cfg.Clock, watches: make(map[*Watch]struct{}), cache: newCache(cfg.CacheBytes, cfg.CacheTime)}
 	if s.mtu == 0 {
 		s.mtu = defaultMTU
 	}
@@ -119,6 +124,7 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 	s.tracks = tracks
 	s.writer = w
 	s.keys = s.keys.connect(seen[Video] && len(s.subs) > 0)
+	s.cache.drop()
 	for k := range s.outputs {
 		s.outputs[k].discard()
 		s.outputs[k].senderReport = clockPoint{}
@@ -208,6 +214,7 @@ func (s *Stream) Close(err error) {
 	}
 	s.closed = err
 	s.writer = nil
+	s.cache.drop()
 	s.keys.published(nil)
 	for _, sub := range s.subs {
 		sub.end(err)

@@ -12,6 +12,11 @@ type SubscribeOptions struct {
 	QueueBursts int // 0: 512
 	QueueBytes  int // of payload; 0: 4 MiB
 
+	// CatchUp says that the subscriber begins with Recent: video is not held back
+	// until the next keyframe if there is something recent, and audio is not held
+	// back at all, but by the subscriber.
+	CatchUp bool
+
 	// Wake is called when there may be something for Poll after there was
 	// nothing, by whoever writes to the stream, with its lock held: it must not
 	// block, and call nothing of the stream. nil: nobody is told.
@@ -35,8 +40,9 @@ type Subscription struct {
 	maxBytes  int
 	notify    func()
 	kept      [kinds]*retained // nil on a closed stream
-	wake      chan struct{}    // holds a token while there may be something for Next; never closed
-	index     int              // guarded by stream.mu; -1: no longer in stream.subs
+	begin     uint64
+	wake      chan struct{} // holds a token while there may be something for Next; never closed
+	index     int           // guarded by stream.mu; -1: no longer in stream.subs
 
 	mu      sync.Mutex // guards the rest; taken after stream.mu
 	queue   ring
@@ -49,8 +55,9 @@ type Subscription struct {
 }
 
 // Subscribe adds a subscription. Its first burst is the next keyframe. Audio is
-// held until then, unless the tracks published have no video. On a closed stream,
-// Next returns the error.
+// held until then, unless the tracks published have no video. With
+// SubscribeOptions.CatchUp it is the next one, after those in Recent. On a closed
+// stream, Next returns the error.
 //
 // The camera is not asked for a keyframe: a session that is not connected yet has
 // no use for one, and asking now would keep the camera from being asked again
@@ -78,6 +85,10 @@ func (s *Stream) Subscribe(opt SubscribeOptions) *Subscription {
 	}
 	sub.gate(len(s.tracks) == 0 || s.hasVideo())
 	sub.mute = sub.held
+	if opt.CatchUp {
+		sub.held, sub.mute = sub.held && len(s.cache.bursts) == 0, false
+	}
+	sub.begin = s.outputs[Video].bursts + 1
 	sub.index = len(s.subs)
 	s.subs = append(s.subs, sub)
 	return sub

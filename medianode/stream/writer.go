@@ -82,6 +82,7 @@ func (w *Writer) Close() {
 	}
 	s.writer = nil
 	s.keys.published(nil)
+	s.cache.drop() // the picture is no longer that of now
 }
 
 // input is the way of one track's packets through one connection.
@@ -149,12 +150,15 @@ func (s *Stream) flush(out *output) {
 	if len(out.pending) == 0 {
 		return
 	}
-	if len(s.subs) == 0 {
+	if len(s.subs) == 0 && (out.kind != Video || !s.cache.on()) {
 		out.discard()
 		return
 	}
 	b := out.take()
 	out.kept.put(b)
+	if b.Kind == Video {
+		s.cache.put(b)
+	}
 	for _, sub := range s.subs {
 		sub.push(b)
 	}
