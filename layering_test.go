@@ -119,6 +119,8 @@ var owners = []owner{
 	// Of tests alone.
 	{module: "github.com/google/go-cmp", tests: []string{"..."}},
 	{module: "go.uber.org/goleak", by: []string{"internal/viewertest"}, tests: []string{"..."}},
+	{module: "github.com/florianl/go-nfqueue", tests: []string{"e2e"}}, // networks that lose and delay packets
+	{module: "github.com/mdlayher/netlink", tests: []string{"e2e"}},    // its sockets
 	{module: "github.com/rogpeppe/go-internal", tests: []string{"cmd/..."}},
 }
 

@@ -163,13 +163,14 @@ func lossy(t *testing.T) (*system, *simcam.Server, *wire) {
 	for _, name := range []string{"lobby", "rare"} {
 		s.awaitCamera(t, name, "STATE_LIVE", "")
 	}
-	return s, srv, &wire{from: netip.AddrPortFrom(there, mediaPort)}
+	return s, srv, &wire{from: netip.AddrPortFrom(there, mediaPort), camera: addr}
 }
 
 // wire is the way of a node's media to this host.
 type wire struct {
-	from netip.AddrPort
-	rule []string // of what is lost; nil: nothing is
+	from   netip.AddrPort
+	camera string   // an address for cameras at this host, without a port
+	rule   []string // of what is lost; nil: nothing is
 }
 
 // lose has so many of a hundred packets vanish, at random, where they arrive.
