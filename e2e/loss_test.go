@@ -81,8 +81,11 @@ func losesForGood(t *testing.T, s *system, srv *simcam.Server, page *tab, wire *
 	const noNACK = `{ endpoint: %q, protocol: "udp",
 		made: (sdp) => sdp.replace(/^a=rtcp-fb:\d+ nack\r\n/gm, "") }`
 	page.playWith(t, fmt.Sprintf(noNACK, s.whep("rare")))
-	page.awaitReceived(t, "a picture", func(r received) bool { return r.Video.Decoded > 0 })
-	before, asked := page.received(t), srv.KeyframeRequests("rare")
+	first := page.awaitReceived(t, "a picture", func(r received) bool { return r.Video.Decoded > 0 })
+	// Who comes begins with a keyframe of before, so that the next may be near;
+	// after that one there is none for 10 s.
+	before := page.awaitReceived(t, "the camera's next keyframe", func(r received) bool { return r.Video.Keys > first.Video.Keys })
+	asked := srv.KeyframeRequests("rare")
 	took, after := wire.silence(t, page)
 	asked = srv.KeyframeRequests("rare") - asked
 	t.Logf("nothing came for %v, the picture was back after another %v; the camera was asked for %d keyframes; %v", silence, took, asked, after)
