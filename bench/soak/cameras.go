@@ -11,11 +11,11 @@ import (
 
 // How often a camera is lost, on average over all of them, for how long at
 // most, and how long after that what is seen of it does not count: the node
-// notices, waits, and tries again.
+// notices, waits for 30 s at most, and tries again.
 const (
 	lossEvery   = 12 * time.Second
 	lossAtMost  = 8 * time.Second
-	recovery    = 15 * time.Second
+	recovery    = 33 * time.Second
 	keptSpans   = 64 // of a camera
 	dropPercent = 40
 )
