@@ -19,6 +19,10 @@ export NO_COLOR := 1
 # How long "make fuzz" spends on each target.
 FUZZTIME ?= 30s
 
+# How long "make loss" watches each row, and "make soak" all of it.
+LOSSTIME ?= 30s
+SOAKTIME ?= 30m
+
 # Where node.sh puts a Node, if the machine has none that fits.
 export PATH := $(CURDIR)/bin/node/node_modules/.bin:$(PATH)
 
@@ -93,6 +97,18 @@ fmt: npm-tools npm-web linter ## Format Go, proto/ and the web sources
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (30s)
 	@$(TOOLS)/fuzz.sh $(FUZZTIME)
+
+.PHONY: loss
+loss: ## What Chromium makes of networks that lose and delay packets: a table, LOSSTIME (30s) a row; as root
+	E2E_LOSS=$(LOSSTIME) $(GO) test -tags e2e -count=1 -timeout 1h -v -run '^TestLossTable$$' ./e2e
+
+.PHONY: soak
+soak: build ## Whether anything grows in SOAKTIME (30m) of joins, leaves, lost cameras and switches
+	bin/fanlight bench soak --duration $(SOAKTIME)
+
+.PHONY: nightly
+nightly: ## What takes too long for "make test": each fuzz target for 60 s, loss, joins, soak
+	@$(TOOLS)/nightly.sh
 
 .PHONY: bench
 bench: ## Run every benchmark

@@ -74,6 +74,7 @@ var layers = []layer{
 	{path: "bench/fleet", may: []string{"controlplane/placement", "proto/fanlight/control/...", "internal/..."}},
 	{path: "bench/fanout", may: []string{"proto/fanlight/control/...", "internal/fleettest", "internal/rpc", "internal/simcam"}},
 	{path: "bench/join", may: []string{"proto/fanlight/control/...", "internal/fleettest", "internal/rpc", "internal/simcam", "internal/viewertest"}},
+	{path: "bench/soak", may: []string{"proto/fanlight/control/...", "internal/fleettest", "internal/rpc", "internal/simcam", "internal/viewertest"}},
 	{path: "bench/failover", may: []string{"proto/fanlight/control/...", "internal/..."}},
 	{path: "deploy/prometheus"},
 	{path: "e2e", may: []string{"bench/...", "proto/...", "internal/..."}},
@@ -123,6 +124,8 @@ var owners = []owner{
 	// Of tests alone.
 	{module: "github.com/google/go-cmp", tests: []string{"..."}},
 	{module: "go.uber.org/goleak", by: []string{"internal/viewertest"}, tests: []string{"..."}},
+	{module: "github.com/florianl/go-nfqueue", tests: []string{"e2e"}}, // networks that lose and delay packets
+	{module: "github.com/mdlayher/netlink", tests: []string{"e2e"}},    // its sockets
 	{module: "github.com/rogpeppe/go-internal", tests: []string{"cmd/..."}},
 }
 

@@ -81,8 +81,11 @@ func losesForGood(t *testing.T, s *system, srv *simcam.Server, page *tab, wire *
 	const noNACK = `{ endpoint: %q, protocol: "udp",
 		made: (sdp) => sdp.replace(/^a=rtcp-fb:\d+ nack\r\n/gm, "") }`
 	page.playWith(t, fmt.Sprintf(noNACK, s.whep("rare")))
-	page.awaitReceived(t, "a picture", func(r received) bool { return r.Video.Decoded > 0 })
-	before, asked := page.received(t), srv.KeyframeRequests("rare")
+	first := page.awaitReceived(t, "a picture", func(r received) bool { return r.Video.Decoded > 0 })
+	// Who comes begins with a keyframe of before, so that the next may be near;
+	// after that one there is none for 10 s.
+	before := page.awaitReceived(t, "the camera's next keyframe", func(r received) bool { return r.Video.Keys > first.Video.Keys })
+	asked := srv.KeyframeRequests("rare")
 	took, after := wire.silence(t, page)
 	asked = srv.KeyframeRequests("rare") - asked
 	t.Logf("nothing came for %v, the picture was back after another %v; the camera was asked for %d keyframes; %v", silence, took, asked, after)
@@ -163,13 +166,14 @@ func lossy(t *testing.T) (*system, *simcam.Server, *wire) {
 	for _, name := range []string{"lobby", "rare"} {
 		s.awaitCamera(t, name, "STATE_LIVE", "")
 	}
-	return s, srv, &wire{from: netip.AddrPortFrom(there, mediaPort)}
+	return s, srv, &wire{from: netip.AddrPortFrom(there, mediaPort), camera: addr}
 }
 
 // wire is the way of a node's media to this host.
 type wire struct {
-	from netip.AddrPort
-	rule []string // of what is lost; nil: nothing is
+	from   netip.AddrPort
+	camera string   // an address for cameras at this host, without a port
+	rule   []string // of what is lost; nil: nothing is
 }
 
 // lose has so many of a hundred packets vanish, at random, where they arrive.

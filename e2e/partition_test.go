@@ -27,16 +27,27 @@ const insideEnv = "E2E_INSIDE"
 // that has ended.
 func ownNetwork(t *testing.T) bool {
 	t.Helper()
+	return inOwnNetwork(t, 4*time.Minute, false)
+}
+
+// inOwnNetwork is ownNetwork for a test that may take so long, or that is of
+// fanlight as users have it, without the race detector.
+func inOwnNetwork(t *testing.T, limit time.Duration, asShipped bool) bool {
+	t.Helper()
 	if fleettest.Isolated() {
 		return true
 	}
 	if os.Geteuid() != 0 {
 		t.Skip("not root: network namespaces can't be made, and so no host can be cut off")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	program := binary
+	if asShipped {
+		program = shipped
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", "4m")
-	cmd.Env = append(os.Environ(), insideEnv+"="+binary)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", limit.String())
+	cmd.Env = append(os.Environ(), insideEnv+"="+program)
 	fleettest.Isolate(cmd)
 	out, err := cmd.CombinedOutput()
 	t.Logf("in a network of its own:\n%s", out)

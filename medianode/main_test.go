@@ -261,7 +261,9 @@ func newRig(t *testing.T, cams simcam.Config, cfg Config) *rig {
 		cfg.Capacity.CPU = 1 // how busy the tests keep the machine must refuse nobody
 	}
 	cfg.Node, cfg.SessionAddress, cfg.ControlPlane = "node-1", "127.0.0.1:2", dial(controlPipe)
-	cfg.SourceRetry = source.Retry{Min: 100 * time.Millisecond, Max: 500 * time.Millisecond, Hold: 500 * time.Millisecond}
+	if cfg.SourceRetry == (source.Retry{}) {
+		cfg.SourceRetry = source.Retry{Min: 100 * time.Millisecond, Max: 500 * time.Millisecond, Hold: 500 * time.Millisecond}
+	}
 	r.node, err = New(cfg)
 	must(err)
 	sessionPipe := rpc.NewPipe(cfg.SessionAddress)

@@ -8,6 +8,6 @@ import (
 // docs/performance.md print.
 func newBench(a *app) *cobra.Command {
 	cmd := group("bench", "Measure a fleet on this machine")
-	cmd.AddCommand(newBenchFailover(a), newBenchFanout(a), newBenchFanoutFloor(a), newBenchFleet(a), newBenchJoin(a))
+	cmd.AddCommand(newBenchFailover(a), newBenchFanout(a), newBenchFanoutFloor(a), newBenchFleet(a), newBenchJoin(a), newBenchSoak(a))
 	return cmd
 }

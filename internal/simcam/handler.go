@@ -50,6 +50,7 @@ func (h *handler) OnPlay(ctx *gortsplib.ServerHandlerOnPlayCtx) (*base.Response,
 	cam.mu.Lock()
 	defer cam.mu.Unlock()
 	cam.plays++
+	cam.keyframeWanted = cam.keyframeWanted || h.s.cfg.KeyframeAtPlay
 	cam.sessions[ctx.Session] = struct{}{}
 	cam.peak = max(cam.peak, len(cam.sessions))
 	h.s.log.Info("play", "camera", cam.name, "remote", ctx.Conn.NetConn().RemoteAddr().String())

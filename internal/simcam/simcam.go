@@ -75,6 +75,7 @@ type Config struct {
 	// more than 1 s, the picture starts over at each keyframe.
 	KeyframeInterval  time.Duration
 	IgnorePLI         bool // a picture loss indication is counted, and nothing comes of it, as with most real cameras
+	KeyframeAtPlay    bool // who begins to play gets a keyframe first, as many cameras have it
 	OmitParameterSets bool // the SDP has neither SPS nor PPS; they are in-band only
 	Audio             bool // a second track: PCMA, a tone of 1 kHz
 

@@ -72,6 +72,7 @@ type Follower struct {
 	welcomed     bool
 	welcomedAt   time.Time
 	sessions     int
+	viewport     viewport
 	alarms       map[*alarm]struct{}
 	socketAlarm  *alarm
 	retryAlarm   *alarm
@@ -107,7 +108,7 @@ func NewFollower(cfg FollowerConfig) (*Follower, error) {
 	return &Follower{
 		cfg: cfg, log: cfg.Log.With("camera", cfg.Camera), api: api,
 		events: make(chan func(), 64), done: make(chan struct{}),
-		alarms: map[*alarm]struct{}{}, takes: map[string]*take{},
+		viewport: viewport{640, 360, true}, alarms: map[*alarm]struct{}{}, takes: map[string]*take{},
 		series: series{base: time.Now()}, wake: make(chan struct{}),
 	}, nil
 }

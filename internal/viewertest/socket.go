@@ -35,6 +35,14 @@ type toGateway struct {
 	FirstFrameMS *float64   `json:"first_frame_ms,omitempty"`
 }
 
+// resized is the message that a picture's box has changed.
+type resized struct {
+	Type    string `json:"type"`
+	Session string `json:"session"`
+	viewport
+}
+
+// viewport is the picture's box in device pixels.
 type viewport struct {
 	Width   int  `json:"width"`
 	Height  int  `json:"height"`
@@ -180,7 +188,7 @@ func detail(state, reason string) string {
 }
 
 // send writes a message; false: there is no websocket, and it is lost.
-func (f *Follower) send(m toGateway) bool {
+func (f *Follower) send(m any) bool {
 	if !f.welcomed {
 		return false
 	}

@@ -155,9 +155,10 @@ func (f *Follower) begin(ctx context.Context, t *take) error {
 	}
 	f.note(EventWatch, t.id, "")
 	t.timer = f.after(answerTimeout, func() { f.failed(ctx, t, "no_answer") })
+	box := f.viewport
 	if !f.send(toGateway{
 		Type: "watch", Session: t.id, Camera: f.cfg.Camera, Offer: offer.SDP,
-		Viewport: &viewport{640, 360, true}, Codecs: []string{"H264"},
+		Viewport: &box, Codecs: []string{"H264"},
 	}) {
 		return errors.New("gateway_lost")
 	}
@@ -358,8 +359,8 @@ func (f *Follower) checkStall(ctx context.Context) {
 	f.mu.Lock()
 	shown, pending := f.shown, f.pending
 	late := func(t *take, limit time.Duration) bool { return t != nil && !t.dead && now.Sub(t.moved) > limit }
-	noFrame := late(pending, frameTimeout)
-	stalled := pending == nil && late(shown, stallRenew)
+	noFrame := f.viewport.Visible && late(pending, frameTimeout)
+	stalled := f.viewport.Visible && pending == nil && late(shown, stallRenew)
 	f.mu.Unlock()
 	switch {
 	case noFrame && pending.live:

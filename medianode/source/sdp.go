@@ -92,8 +92,12 @@ func usableBase(v base.HeaderValue) bool {
 	if len(v) != 1 {
 		return false
 	}
-	_, err := base.ParseURL(v[0])
-	return err == nil || strings.HasPrefix(v[0], "/")
+	at := v[0]
+	if strings.HasPrefix(at, "/") {
+		at = "rtsp://camera" + at // gortsplib reads it as a path at the request's host
+	}
+	_, err := base.ParseURL(at)
+	return err == nil
 }
 
 // withoutParameters returns a track's lines but those of its formats' parameters.
