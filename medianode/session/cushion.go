@@ -12,18 +12,20 @@ import (
 // enough, in the playout delay extension, and not to once it has reported none for a
 // while.
 const (
-	// cushionLoss is the share of packets lost, in 256ths, that calls for it, in two
-	// reports within cushionMemory.
-	cushionLoss   = 2
-	cushionMemory = 10 * time.Second
-	// cushionClean is how long there must have been no loss.
+	// cushionLoss is the share of packets lost, in 256ths of a report, that calls for
+	// it.
+	cushionLoss = 2
+	// cushionClean is how long there must have been no loss for it to go again.
 	cushionClean = 20 * time.Second
-	// cushionBase, and a round trip, is how long pictures are held back: three wishes
-	// for a packet, which browsers repeat each 50 to 100 ms. cushionMost is the most,
-	// and cushionSlack what a browser may add.
+	// cushionBase, and a round trip, is how long pictures are held back in the end:
+	// three wishes for a packet, which browsers repeat each 50 to 100 ms. cushionMost
+	// is the most, and cushionSlack what a browser may add.
 	cushionBase  = 200 * time.Millisecond
 	cushionMost  = 600 * time.Millisecond
 	cushionSlack = 750 * time.Millisecond
+	// cushionStep is how much it grows with each report, some one a second: all of it
+	// at once would be a picture that stands still.
+	cushionStep = 80 * time.Millisecond
 	// cushionSaid is how long a change is said with each picture; afterwards with
 	// keyframes only.
 	cushionSaid = 2 * time.Second
@@ -34,31 +36,23 @@ type cushion struct {
 	delay atomic.Uint32 // as the extension has it: at least and at most, 12 bits each of 10 ms; 0: not at all
 
 	// Owned by hearAll.
-	lossy time.Time // when the viewer reported loss last; zero: not for long
+	lossy time.Time     // when the viewer reported loss last
+	least time.Duration // of delay
 }
 
 // reported takes what a viewer reports.
 func (c *cushion) reported(now time.Time, fraction uint8, roundTrip time.Duration) {
-	if fraction >= cushionLoss {
-		again := !c.lossy.IsZero() && now.Sub(c.lossy) < cushionMemory
+	const unit = 10 * time.Millisecond
+	switch least := min(cushionBase+roundTrip, cushionMost); {
+	case fraction >= cushionLoss:
 		c.lossy = now
-		if again || c.delay.Load() != 0 {
-			c.set(roundTrip)
-		}
+		c.least = max(c.least, min(c.least+cushionStep, least))
+	case now.Sub(c.lossy) > cushionClean:
+		c.least = max(c.least-cushionStep, 0)
+	}
+	if c.least == 0 {
+		c.delay.Store(0)
 		return
 	}
-	if now.Sub(c.lossy) > cushionClean {
-		c.lossy = time.Time{}
-		c.delay.Store(0)
-	}
-}
-
-// set has pictures held back, for longer if the round trip is longer than it was.
-func (c *cushion) set(roundTrip time.Duration) {
-	const unit = 10 * time.Millisecond
-	least := min(cushionBase+roundTrip, cushionMost)
-	delay := uint32(least/unit)<<12 | uint32((least+cushionSlack)/unit)
-	if old := c.delay.Load(); delay > old+uint32(5)<<12 || old == 0 {
-		c.delay.Store(delay)
-	}
+	c.delay.Store(uint32(c.least/unit)<<12 | uint32((c.least+cushionSlack)/unit))
 }
