@@ -98,15 +98,15 @@ func (s *shift) apply(timestamp uint32) uint32 {
 }
 
 // squeeze has the past, from first to last, end where last is now; or right after
-// what the viewer has had, if that is later.
-func (s *shift) squeeze(first, last, had uint32, any bool) {
+// what the viewer has had, if there was some and that is later.
+func (s *shift) squeeze(first, last, had uint32, some bool) {
 	span := last - first
 	if span >= 1<<31 {
 		span = 0 // of nothing that makes sense
 	}
 	width := min(span, squeezed)
 	begin := last + s.offset - width
-	if any && int32(begin-had) <= 0 {
+	if some && int32(begin-had) <= 0 {
 		begin = had + 1
 	}
 	s.first, s.span, s.begin, s.width = first, max(span, 1), begin, width
