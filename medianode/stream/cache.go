@@ -4,8 +4,8 @@ import "time"
 
 // How much is kept of what followed the last keyframe, if Config does not say.
 const (
-	defaultCacheBytes = 8 << 20
-	defaultCacheTime  = 15 * time.Second
+	DefaultCacheBytes = 8 << 20
+	DefaultCacheTime  = 15 * time.Second
 )
 
 // cache is what came since the last keyframe, for those who begin to watch in
@@ -22,10 +22,10 @@ type cache struct {
 
 func newCache(maxBytes int, maxTime time.Duration) cache {
 	if maxBytes == 0 {
-		maxBytes = defaultCacheBytes
+		maxBytes = DefaultCacheBytes
 	}
 	if maxTime <= 0 {
-		maxTime = defaultCacheTime
+		maxTime = DefaultCacheTime
 	}
 	return cache{maxBytes: maxBytes, maxTime: maxTime}
 }
