@@ -136,6 +136,11 @@ type Source struct {
 	keys     *keyframes
 	counters counters
 
+	// handover is held while a connection takes the stream, or is made to take it
+	// again: which connection has the stream's writer, and which believes so, change
+	// together.
+	handover sync.Mutex
+
 	onVideo func() // in tests: called for each packet of video, in gortsplib's goroutine
 }
 
