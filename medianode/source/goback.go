@@ -27,7 +27,7 @@ type attempt struct {
 type arrival struct {
 	c            *connection // nil: none has come about
 	f            *failure    // why none has
-	abandoned    bool        // nothing is known of the URL
+	abandoned    bool        // it was given up
 	audioRefused bool
 	played       bool // the camera has accepted PLAY, and with it the credentials
 }
@@ -38,7 +38,6 @@ func (s *Source) goBack(ctx context.Context, inUse *connection, index int) *atte
 	if f != nil {
 		return nil
 	}
-	s.returns.begun(index, time.Now())
 	a := &attempt{index: index, url: u, results: make(chan arrival, 1)}
 	patience, abandon := context.WithCancel(ctx)
 	a.abandon = abandon
@@ -141,13 +140,14 @@ func (w *watching) arrived(r arrival) *connection {
 	a.abandon()
 	a.wg.Wait()
 	s.learn(a.url, r.audioRefused, r.played)
+	if !r.abandoned { // else nothing is known of the URL
+		s.returns.begun(a.index, time.Now())
+	}
 	if r.c != nil {
 		s.backoff.live(time.Since(w.live))
 		return r.c
 	}
-	if r.abandoned {
-		s.returns = returns{}
-	} else {
+	if !r.abandoned {
 		s.returns.ended(a.index, time.Now(), s.backoff.retry)
 	}
 	if r.f.reason == fleet.ReasonAuthenticationFailed {

@@ -162,6 +162,9 @@ func TestInUseFailsWhileGoingBack(t *testing.T) {
 				if f != why || next != nil || !f.wasLive || w.attempt != nil {
 					t.Errorf("got %v and %v, want the failure of the connection in use", f, next)
 				}
+				if s.returns != (returns{}) {
+					t.Errorf("the URL is judged by an attempt that was given up: %+v", s.returns)
+				}
 				return
 			}
 			eventually(t, "the new connection", func() bool { return len(w.attempt.results) == 1 })
@@ -170,6 +173,9 @@ func TestInUseFailsWhileGoingBack(t *testing.T) {
 				t.Fatalf("got %v, want the connection that has come about", f)
 			}
 			defer next.close()
+			if s.returns.to != 0 || s.returns.at.IsZero() {
+				t.Errorf("the return is not noted: %+v", s.returns)
+			}
 			packets := s.cfg.Stream.Stats().Packets
 			eventually(t, "its packets", func() bool { return s.cfg.Stream.Stats().Packets > packets+20 })
 			if next.replaces != nil {
