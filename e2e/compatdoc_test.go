@@ -84,7 +84,7 @@ all of them over WHEP, by default settings on both sides.
 - **plays**: at least %[2]d pictures were decoded within %[3]d s of joining; *with sound*: and at least %[4]d buffers or packets of sound.
 - **plays, no sound**: the picture does, and the camera's status says why there is no sound.
 - **plays, B-frames left out**: the picture does, and the camera's status says what becomes of its B-frames.
-- **plays with gaps**: pictures that the loss has damaged are left out until the next keyframe. How many are left differs from run to run; where it is fewer than %[2]d, the verdict blames the camera.
+- **plays with gaps**: pictures that the loss has damaged are left out until the next keyframe. How many are left differs from run to run; where it is fewer than %[2]d, the verdict blames the camera, or its status has how many packets were lost.
 - Anything else is the reason that the client, or the camera's state, was given: [errors.md](errors.md) explains it.
 
 `, renewal, compatFrames, int(compatPatience.Seconds()), compatSounds)
