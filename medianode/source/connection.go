@@ -112,9 +112,7 @@ func (c *connection) close() {
 	if c.cancel != nil {
 		c.cancel()
 	}
-	if w := c.writer.Load(); w != nil {
-		w.Close()
-	}
+	c.closeWriter()
 }
 
 // newClient returns the RTSP client, which has not been started.
