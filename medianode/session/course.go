@@ -150,6 +150,9 @@ func (s *Session) settle() error {
 	if !c.choice.paused {
 		s.hold(c.choice.profile)
 	}
+	if !slices.ContainsFunc(s.cfg.Profiles, func(p Profile) bool { return !p.Stream.Closed() }) {
+		return nil // the camera is being let go, and Run says why
+	}
 	return s.unplayable(profiles)
 }
 
