@@ -284,7 +284,7 @@ func (c *camera) status() (status fleet.CameraStatus, generation int64) {
 		}
 		stats := feeds[at].stream.Stats()
 		p.BitrateBPS, p.FramesPerSecond, p.KeyframeInterval = stats.BitrateBPS, stats.FramesPerSecond, stats.KeyframeInterval
-		p.PacketsLost, p.Viewers = stats.ConnectionPacketsLost, users[at]
+		p.PacketsLost, p.Viewers, p.BFrames = stats.ConnectionPacketsLost, users[at], stats.BFrames
 		p.Tracks = slices.Clone(p.Tracks)
 		for t := range p.Tracks {
 			if stream.Supported(stream.Video, p.Tracks[t].Codec) && p.Tracks[t].UnsupportedReason == "" {
