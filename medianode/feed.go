@@ -159,7 +159,7 @@ func (c *camera) pull(ctx context.Context, f *feed, desired fleet.Camera, profil
 		Log: c.node.log, Camera: c.id, Profile: profile, Credentials: desired.Credentials, Stream: f.stream,
 		OnStatus: func(s fleet.CameraStatus) { c.saw(f, s, true) }, OnFailure: c.failures.note,
 		Networks: c.node.cfg.CameraNetworks, ONVIFURL: desired.ONVIFURL, Keyframes: &c.keyframes, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
-		Hosts: c.node.hosts, MaxSessions: desired.MaxSessions,
+		Hosts: c.node.hosts, Accounts: &c.node.accounts, MaxSessions: desired.MaxSessions,
 	})
 	go func() {
 		defer close(p.done)

@@ -149,6 +149,8 @@ type Node struct {
 	hosts   *source.Hosts // shared by the cameras' sources
 	leaving chan struct{} // closed by Leave
 
+	accounts source.Accounts // shared by the cameras' sources
+
 	mu       sync.Mutex // guards the rest; taken before a camera's
 	engine   *session.Engine
 	media    netip.AddrPort // while engine runs
