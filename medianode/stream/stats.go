@@ -27,7 +27,8 @@ type Stats struct {
 	// Jitter is how unevenly the connection's pictures come: the interarrival
 	// jitter of RFC 3550 §6.4.1, of the first packet of each access unit, from when
 	// it came and its timestamp. It is a mean over some sixteen pictures. What the
-	// network did is in it, what TCP held back and then delivered at once, and how
+	// network did is in it, what TCP held back and then delivered at once, what the
+	// source held back over UDP because packets before it were missing, and how
 	// unevenly the camera itself sends. Pictures that are shown before one that has
 	// come already (B-frames) do not count, for their timestamps go back.
 	Jitter        time.Duration
