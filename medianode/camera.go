@@ -29,6 +29,8 @@ type camera struct {
 	failures  failures              // of its sources
 	keyframes source.KeyframeMemory // of its sources
 
+	announcing sync.Mutex // held while the board is told; taken before mu
+
 	mu           sync.Mutex // guards the rest
 	desired      desired
 	feeds        []*feed // of desired.Profiles, in their order
@@ -218,7 +220,8 @@ func (c *camera) run(ctx context.Context, before *camera) {
 		<-before.done // it has been told to end
 	}
 	defer func() {
-		for _, f := range c.next(time.Now()).feeds {
+		last := c.next(time.Now())
+		for _, f := range slices.Concat(last.feeds, last.gone) {
 			f.pulling.stop()
 			f.pulling = nil
 		}

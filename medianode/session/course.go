@@ -22,6 +22,7 @@ type course struct {
 	choice    choice
 	connected bool
 	spent     uint64 // counts.spent when it was looked at last
+	spentAt   time.Time
 	told      *Status
 
 	taken     atomic.Int32 // index of the profile that the viewer gets, and one; 0: none yet
@@ -31,6 +32,10 @@ type course struct {
 	viewport *Viewport
 	holds    map[int]func()
 }
+
+// spentFor is how long a viewer counts as asking for too much after it was refused
+// for want of budget: for the next second's reports.
+const spentFor = 1500 * time.Millisecond
 
 func newCourse(cfg OpenConfig) course {
 	return course{review: make(chan struct{}, 1), viewport: cfg.Viewport, holds: make(map[int]func())}
@@ -58,7 +63,10 @@ func (s *Session) SetViewport(v Viewport) {
 func (s *Session) sight() sight {
 	out := sight{visible: true, loss: float64(s.feedback.fraction.Load()) / 256, estimate: s.feedback.estimate.Load()}
 	spent := s.counts.spent.Load()
-	out.exhausted, s.course.spent = spent != s.course.spent, spent
+	if spent != s.course.spent {
+		s.course.spent, s.course.spentAt = spent, time.Now()
+	}
+	out.exhausted = time.Since(s.course.spentAt) < spentFor
 	s.course.mu.Lock()
 	defer s.course.mu.Unlock()
 	if v := s.course.viewport; v != nil {
@@ -72,7 +80,7 @@ func (s *Session) candidates(plan *plan) []candidate {
 	out := make([]candidate, len(s.cfg.Profiles))
 	for i, p := range s.cfg.Profiles {
 		video := trackOf(p.Stream.Tracks(), stream.Video)
-		out[i].fits = video == nil || plan.takes(video.Codec) && p.Stream.BFrames() != fleet.BFramesReferenced
+		out[i].fits = !p.Stream.Closed() && (video == nil || plan.takes(video.Codec) && p.Stream.BFrames() != fleet.BFramesReferenced)
 		if i > 0 || len(out) > 1 {
 			stats := p.Stream.Stats()
 			out[i].width, out[i].bps = stats.Width, stats.BitrateBPS
@@ -217,6 +225,7 @@ func (v *viewer) steered(sh *shard, from *stream.Stream, chosen choice) {
 	if chosen.paused {
 		v.account()
 		v.paused, v.held, v.resumed, v.catching = true, true, true, false
+		v.lanes[stream.Video].forget()
 	}
 	v.aim(sh, from, chosen.paused)
 	if v.paused && !chosen.paused {
@@ -247,10 +256,13 @@ func (v *viewer) aim(sh *shard, from *stream.Stream, paused bool) {
 	switch {
 	case paused:
 		v.change(sh)
-		v.held, v.resumed = true, true
+		v.held, v.resumed, v.mute = true, true, true
 	case len(recent) > 0 && (bytes <= replayMost || v.held):
 		v.change(sh)
-		v.catchUp(sh)
+		if !v.catchUp(sh) { // the stream has let go of it meanwhile
+			v.held, v.resumed = true, true
+			o.sub.RequestKeyframe()
+		}
 	default:
 		o.sub.RequestKeyframe()
 	}

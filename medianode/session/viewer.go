@@ -32,13 +32,16 @@ type viewer struct {
 	asked   time.Time    // when a keyframe was asked for, last
 	report  time.Time    // when the latest sender report left
 
-	catching bool      // it gets what is recent, and is one of shard.catching
+	catching bool      // it gets what is recent
+	listed   bool      // it is one of shard.catching
 	fresh    bool      // a keyframe is next then
 	upTo     uint64    // Seq of the burst that is next then
 	away     bool      // there was no way to the viewer
 	caught   time.Time // when that ended; zero: nothing is remembered of it
 	replay   time.Time // before, a wish for a keyframe is not answered from what is recent
 	header   [maxExtensions]byte
+	delay    uint32    // the playout delay, as it was said last
+	said     time.Time // until when it is said with each picture
 }
 
 // seat is a viewer's place at an outlet.
@@ -147,13 +150,28 @@ func (v *viewer) extend(l *lane, b *stream.Burst, now time.Time) []byte {
 	if l.extensions == (extensions{}) {
 		return nil
 	}
-	return l.extensions.appendExtensions(v.header[:0], &extended{now: now, first: b.Keyframe})
+	x := v.extended(l, b, now)
+	return l.extensions.appendExtensions(v.header[:0], &x)
+}
+
+// extended returns what the header extensions of a burst are to say.
+func (v *viewer) extended(l *lane, b *stream.Burst, now time.Time) extended {
+	x := extended{now: now}
+	if l.extensions.playoutDelay == 0 {
+		return x
+	}
+	x.delay = v.session.feedback.cushion.delay.Load()
+	if x.delay != v.delay {
+		v.delay, v.said = x.delay, now.Add(cushionSaid)
+	}
+	x.says = b.Keyframe || now.Before(v.said)
+	return x
 }
 
 // capture returns the header extensions of a packet that says when its picture
 // was taken.
 func (v *viewer) capture(l *lane, b *stream.Burst, p *stream.Packet, now time.Time) []byte {
-	x := extended{now: now, first: b.Keyframe}
+	x := v.extended(l, b, now)
 	if at, timestamp, ok := v.seat.outlet.stream.SenderClock(l.kind); ok {
 		taken := at.Add(span(p.Timestamp-timestamp, l.clockRate))
 		ahead := b.Arrival.Sub(taken)
@@ -214,7 +232,8 @@ func (v *viewer) change(sh *shard) {
 	v.account()
 	sh.vacate(&v.seat)
 	v.seat, v.next = v.next, seat{}
-	v.held, v.catching, v.key = false, false, false
+	v.stopCatching(time.Now())
+	v.held, v.mute, v.key = false, false, false
 	v.counts.switches.Add(1)
 	v.session.took(v)
 }
