@@ -1,6 +1,7 @@
 package medianode
 
 import (
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -8,8 +9,10 @@ import (
 
 	"github.com/pion/rtp"
 
+	"fanlight/internal/fleet"
 	"fanlight/internal/simcam"
 	"fanlight/internal/viewertest"
+	"fanlight/medianode/stream"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
 )
@@ -124,4 +127,47 @@ func TestViewersNetworkIsToBlame(t *testing.T) {
 		}
 	}
 	good.mu.Unlock()
+}
+
+// Packets that no queue has room for are the node's fault, whoever watches, for as
+// long as there are any.
+func TestNodeIsToBlame(t *testing.T) {
+	n := &Node{log: slog.New(slog.DiscardHandler), changes: newChanges()}
+	c := newCamera(n, desired{Camera: fleet.Camera{ID: "lobby", Profiles: []fleet.Profile{{ID: "main"}}}, generation: 1})
+	w, err := c.feeds[0].stream.Publish([]stream.Track{{Kind: stream.Audio, Codec: "PCMA", ClockRate: 8000, Channels: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.feeds[0].stream.Subscribe(stream.SubscribeOptions{QueueBytes: 1000}) // and nobody takes anything
+	c.saw(c.feeds[0], fleet.CameraStatus{State: fleet.CameraLive, Profiles: []fleet.ProfileStatus{{ID: "main"}}}, true)
+	var seq uint16
+	now := time.Now()
+	look := func(packets int) fleet.CameraStatus {
+		for range packets {
+			w.WriteRTP(0, &rtp.Packet{Header: rtp.Header{SequenceNumber: seq, Timestamp: uint32(seq) * 160}, Payload: make([]byte, 160)})
+			seq++
+		}
+		now = now.Add(judgeEvery)
+		c.judge(now, nodeFigures{cpu: 0.4}, new(tally))
+		return c.board.Status()
+	}
+	for i, want := range []fleet.Cause{fleet.CauseNone, fleet.CauseNode} {
+		if got := look(100).Verdict; got.Cause != want {
+			t.Errorf("look %d: %+v, want %v", i, got, want)
+		}
+	}
+	if got := c.upstream("main"); got.Cause != fleet.CauseNode || !strings.Contains(got.Message, "40 % busy") {
+		t.Errorf("a session has %+v", got)
+	}
+	for i, want := range []fleet.Cause{fleet.CauseNode, fleet.CauseNode, fleet.CauseNone} {
+		if got := look(0).Verdict; got.Cause != want {
+			t.Errorf("look %d without drops: %+v, want %v", i, got, want)
+		}
+	}
+	// Most of the viewers' networks are no business of a viewer who is fine.
+	c.trial.viewers.verdict = fleet.Verdict{Cause: fleet.CauseViewerNetwork, Message: "3 of 4"}
+	c.pronounce(c.feeds)
+	if got, whole := c.upstream("main"), c.board.Status().Verdict; got.Cause != fleet.CauseNone || whole.Cause != fleet.CauseViewerNetwork {
+		t.Errorf("a session has %+v, the camera %+v", got, whole)
+	}
 }
