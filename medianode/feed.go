@@ -18,13 +18,15 @@ type feed struct {
 	id     string
 	stream *stream.Stream
 
-	pulling *pulling // owned by camera.run; nil: it is not pulled
+	pulling *pulling  // owned by camera.run; nil: it is not pulled
+	held    judgement // against the camera's side; owned by Node.judge
 
 	// Guarded by camera.mu.
 	users     int                // sessions that need it
 	idleSince time.Time          // when the last of them let go; zero: there has been none
 	status    fleet.CameraStatus // of its source
 	pulled    bool
+	verdict   fleet.Verdict // on the camera's side
 }
 
 func newFeed(c *camera, id string) *feed {
@@ -223,6 +225,9 @@ func (c *camera) whole() fleet.CameraStatus {
 			p.Reason, p.Message = fleet.ReasonBFrames, fleet.ReasonBFrames.Sentence()
 		}
 		status.Profiles = append(status.Profiles, p)
+	}
+	if status.Verdict = blameCamera(status, len(c.feeds)); status.Verdict == (fleet.Verdict{}) && status.State == fleet.CameraLive {
+		status.Verdict = c.verdict
 	}
 	return status
 }

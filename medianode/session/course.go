@@ -142,13 +142,18 @@ func (s *Session) steer(timer *time.Timer) error {
 }
 
 // settle decides for the first time, so that the camera is pulled while the
-// viewer connects.
-func (s *Session) settle() {
-	c := &s.course
-	c.choice, _ = c.steering.decide(time.Now(), s.candidates(s.plan), s.sight())
+// viewer connects. The error is as steer's; the camera is pulled all the same, for
+// that it cannot be played may be true of its last connection only.
+func (s *Session) settle() error {
+	c, profiles := &s.course, s.candidates(s.plan)
+	c.choice, _ = c.steering.decide(time.Now(), profiles, s.sight())
 	if !c.choice.paused {
 		s.hold(c.choice.profile)
 	}
+	if !slices.ContainsFunc(s.cfg.Profiles, func(p Profile) bool { return !p.Stream.Closed() }) {
+		return nil // the camera is being let go, and Run says why
+	}
+	return s.unplayable(profiles)
 }
 
 // tell tells the viewer what has changed for it.

@@ -132,6 +132,22 @@ func TestKeyframeOverRTCP(t *testing.T) {
 	}
 }
 
+// A camera that is gone is not asked for anything.
+func TestKeyframeAfterTheEnd(t *testing.T) {
+	t.Parallel()
+	sim, _ := runSim(t, simcam.Config{KeyframeInterval: 10 * time.Second})
+	r := pull(t, Config{Profile: fleet.Profile{URL: sim.URL("cam"), Transport: fleet.TransportTCP}, Retry: Retry{Min: time.Hour, Max: time.Hour}})
+	_, n := r.waitLive(t, 0)
+	sim.SetFault("cam", simcam.Drop)
+	r.waitStatus(t, n, "failed", func(s fleet.CameraStatus) bool { return s.State == fleet.CameraFailed })
+	k := r.source.keys
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.owner != nil || k.pli != nil {
+		t.Error("the connection that has ended is still the one that is asked")
+	}
+}
+
 // A camera that heeds nothing is found to do so, and left in peace.
 func TestKeyframeNone(t *testing.T) {
 	t.Parallel()
