@@ -29,6 +29,8 @@ type camera struct {
 	failures  failures              // of its sources
 	keyframes source.KeyframeMemory // of its sources
 
+	saying sync.Mutex // held while the board is told, so that what is newer stays; taken before mu
+
 	mu           sync.Mutex // guards the rest
 	desired      desired
 	feeds        []*feed // of desired.Profiles, in their order

@@ -49,13 +49,17 @@ func (p *pulling) stop() {
 	}
 }
 
-// arrange makes the camera's feeds those of its profiles, in their order. The
-// streams of profiles that are no more are closed: their viewers come again. The
-// caller holds c.mu, or is newCamera.
+// arrange makes the camera's feeds those of its profiles, in their order: of a
+// camera that accepts few RTSP sessions no more than that. The streams of profiles
+// that are no more are closed: their viewers come again. The caller holds c.mu, or
+// is newCamera.
 func (c *camera) arrange() (gone []*feed) {
-	old := c.feeds
-	c.feeds = make([]*feed, 0, len(c.desired.Profiles))
-	for _, p := range c.desired.Profiles {
+	old, profiles := c.feeds, c.desired.Profiles
+	if most := c.desired.MaxSessions; most > 0 && most < len(profiles) {
+		profiles = profiles[:most]
+	}
+	c.feeds = make([]*feed, 0, len(profiles))
+	for _, p := range profiles {
 		i := slices.IndexFunc(old, func(f *feed) bool { return f.id == p.ID })
 		if i < 0 {
 			c.feeds = append(c.feeds, newFeed(c, p.ID))
@@ -67,16 +71,12 @@ func (c *camera) arrange() (gone []*feed) {
 	return old
 }
 
-// profiles returns what sessions can have of the camera. A camera that accepts
-// few RTSP sessions is not pulled more often than that.
+// profiles returns what sessions can have of the camera.
 func (c *camera) profiles() []session.Profile {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var out []session.Profile
-	for i, f := range c.feeds {
-		if most := c.desired.MaxSessions; most > 0 && i >= most {
-			break
-		}
+	out := make([]session.Profile, 0, len(c.feeds))
+	for _, f := range c.feeds {
 		out = append(out, session.Profile{ID: f.id, Stream: f.stream})
 	}
 	return out
@@ -134,6 +134,9 @@ func (c *camera) reconcile(ctx context.Context, now next) {
 		f.pulling.stop()
 		f.pulling = nil
 	}
+	if len(now.gone) > 0 {
+		c.announce()
+	}
 	for i, f := range now.feeds {
 		profile := now.desired.Profiles[i]
 		if p := f.pulling; p != nil && (!now.pull[i] || ctx.Err() != nil || !p.samePull(now.desired, profile)) {
@@ -185,6 +188,8 @@ func (c *camera) saw(f *feed, status fleet.CameraStatus, pulled bool) {
 // announce says on the board what is seen of the camera: it is live if any of its
 // profiles is; else it is as the first of those that are pulled.
 func (c *camera) announce() {
+	c.saying.Lock()
+	defer c.saying.Unlock()
 	c.mu.Lock()
 	status := c.whole()
 	c.mu.Unlock()

@@ -21,7 +21,8 @@ type course struct {
 	camera    fleet.CameraStatus
 	choice    choice
 	connected bool
-	spent     uint64 // counts.spent when it was looked at last
+	spent     uint64    // counts.spent when it was looked at last
+	spentAt   time.Time // when that was seen to have grown, last
 	told      *Status
 
 	taken     atomic.Int32 // index of the profile that the viewer gets, and one; 0: none yet
@@ -54,11 +55,18 @@ func (s *Session) SetViewport(v Viewport) {
 	s.course.look()
 }
 
+// spentFor is how long a viewer whose budget was spent counts as one whose budget
+// is: it asks again and reports about once a second, and what else there is to
+// decide comes in between.
+const spentFor = 2 * time.Second
+
 // sight returns what is known of the viewer.
-func (s *Session) sight() sight {
+func (s *Session) sight(now time.Time) sight {
 	out := sight{visible: true, loss: float64(s.feedback.fraction.Load()) / 256, estimate: s.feedback.estimate.Load()}
-	spent := s.counts.spent.Load()
-	out.exhausted, s.course.spent = spent != s.course.spent, spent
+	if spent := s.counts.spent.Load(); spent != s.course.spent {
+		s.course.spent, s.course.spentAt = spent, now
+	}
+	out.exhausted = !s.course.spentAt.IsZero() && now.Sub(s.course.spentAt) < spentFor
 	s.course.mu.Lock()
 	defer s.course.mu.Unlock()
 	if v := s.course.viewport; v != nil {
@@ -73,7 +81,7 @@ func (s *Session) candidates(plan *plan) []candidate {
 	for i, p := range s.cfg.Profiles {
 		video := trackOf(p.Stream.Tracks(), stream.Video)
 		out[i].fits = video == nil || plan.takes(video.Codec) && p.Stream.BFrames() != fleet.BFramesReferenced
-		if i > 0 || len(out) > 1 {
+		if len(out) > 1 {
 			stats := p.Stream.Stats()
 			out[i].width, out[i].bps = stats.Width, stats.BitrateBPS
 		}
@@ -112,7 +120,7 @@ func (s *Session) steer(timer *time.Timer) error {
 	if err := s.unplayable(profiles); err != nil {
 		return err
 	}
-	chosen, next := c.steering.decide(now, profiles, s.sight())
+	chosen, next := c.steering.decide(now, profiles, s.sight(now))
 	if timer != nil {
 		if timer.Stop(); !next.IsZero() {
 			timer.Reset(max(next.Sub(now), 0))
@@ -121,8 +129,14 @@ func (s *Session) steer(timer *time.Timer) error {
 	c.unsettled.Store(c.steering.floor > 0 || !c.steering.bad.IsZero())
 	before := c.choice
 	c.choice = chosen
-	if !chosen.paused {
+	switch taken := int(c.taken.Load()) - 1; {
+	case !chosen.paused:
 		s.hold(chosen.profile)
+		if taken >= 0 && !before.paused {
+			s.hold(taken) // the viewer may have gone over to it when it was no longer wanted
+		}
+	case !before.paused:
+		s.feedback.fraction.Store(0) // what is reported of what is sent then is something else
 	}
 	if v := s.viewer.Load(); v != nil && c.connected && before != chosen {
 		from := s.cfg.Profiles[chosen.profile].Stream
@@ -137,7 +151,8 @@ func (s *Session) steer(timer *time.Timer) error {
 // viewer connects.
 func (s *Session) settle() {
 	c := &s.course
-	c.choice, _ = c.steering.decide(time.Now(), s.candidates(s.plan), s.sight())
+	now := time.Now()
+	c.choice, _ = c.steering.decide(now, s.candidates(s.plan), s.sight(now))
 	if !c.choice.paused {
 		s.hold(c.choice.profile)
 	}
@@ -218,7 +233,7 @@ func (v *viewer) steered(sh *shard, from *stream.Stream, chosen choice) {
 		v.account()
 		v.paused, v.held, v.resumed, v.catching = true, true, true, false
 	}
-	v.aim(sh, from, chosen.paused)
+	v.aim(sh, from, chosen.paused || v.paused)
 	if v.paused && !chosen.paused {
 		v.paused = false
 		if v.route.Load() == nil || !v.catchUp(sh) {
@@ -229,6 +244,7 @@ func (v *viewer) steered(sh *shard, from *stream.Stream, chosen choice) {
 
 // aim has the viewer get another stream: with what is recent of it if that is not
 // too much, or if there is no picture anyway, else from its next keyframe on.
+// paused: it gets nothing now, and the seat is all that changes.
 func (v *viewer) aim(sh *shard, from *stream.Stream, paused bool) {
 	switch from {
 	case v.seat.outlet.stream:

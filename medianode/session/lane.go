@@ -83,6 +83,7 @@ type shift struct {
 	// begin+width. span 0: nothing is.
 	first, span  uint32
 	begin, width uint32
+	arrival      time.Time // of the last of it
 }
 
 // squeezed is how long the past lasts for a viewer, in ticks of 90 kHz: less than
