@@ -88,7 +88,7 @@ func (s *Session) answerSection(o *offer, index int, complete bool) *sdp.MediaDe
 		add("rtcp-rsize")
 	}
 	for _, c := range codecs {
-		answerCodec(md, c, section.kind == "video")
+		answerCodec(md, c, s.feedbackFor(section.kind))
 	}
 	if l := s.laneOf(o, index); l != nil {
 		l.extensions.each(func(id uint8, uri string) { add("extmap", strconv.Itoa(int(id)), uri) })
@@ -125,9 +125,20 @@ func (s *Session) laneOf(o *offer, index int) *lane {
 	return nil
 }
 
+// feedbackFor returns the feedback that is answered in a section of a kind.
+func (s *Session) feedbackFor(kind string) []string {
+	switch {
+	case kind != "video":
+		return nil
+	case s.lanes[stream.Video].extensions.sendTime != 0:
+		return append(slices.Clone(videoFeedback), estimateFeedback)
+	}
+	return videoFeedback
+}
+
 // answerCodec adds a payload type, and that of its retransmissions, as they were
 // offered (RFC 3264 §6.1), with the feedback of ours.
-func answerCodec(md *sdp.MediaDescription, c offeredCodec, video bool) {
+func answerCodec(md *sdp.MediaDescription, c offeredCodec, feedback []string) {
 	add := func(key string, payload uint8, value string) {
 		md.Attributes = append(md.Attributes, sdp.NewAttribute(key, strconv.Itoa(int(payload))+" "+value))
 	}
@@ -136,10 +147,10 @@ func answerCodec(md *sdp.MediaDescription, c offeredCodec, video bool) {
 	if c.fmtp != "" {
 		add("fmtp", c.payloadType, c.fmtp)
 	}
-	if !video {
+	if feedback == nil {
 		return
 	}
-	for _, f := range videoFeedback {
+	for _, f := range feedback {
 		if slices.Contains(c.feedback, f) {
 			add("rtcp-fb", c.payloadType, f)
 		}
@@ -188,8 +199,9 @@ func (s *Session) name() string {
 	return string(s.cfg.Camera)
 }
 
-// newLanes makes what the plan sends, with random SSRCs (RFC 3550 §8.1).
-func newLanes(o *offer, p *plan) [2]lane {
+// newLanes makes what the plan sends, with random SSRCs (RFC 3550 §8.1). adapts:
+// what the viewer's path carries is worth knowing.
+func newLanes(o *offer, p *plan, adapts bool) [2]lane {
 	used := map[uint32]bool{0: true}
 	ssrc := func() uint32 {
 		n := rand.Uint32()
@@ -209,7 +221,8 @@ func newLanes(o *offer, p *plan) [2]lane {
 	// Without RTX a packet is sent again under its own nonce, and must be the same
 	// to the bit: it cannot say when it left.
 	if all := !slices.ContainsFunc(p.video, func(c offeredCodec) bool { return !c.hasRTX }); all || !video.nack {
-		video.extensions = offeredExtensions(o.desc.MediaDescriptions[o.video], true, false)
+		remb := adapts && !slices.ContainsFunc(p.video, func(c offeredCodec) bool { return !slices.Contains(c.feedback, estimateFeedback) })
+		video.extensions = offeredExtensions(o.desc.MediaDescriptions[o.video], true, remb)
 	}
 	if audio := &lanes[stream.Audio]; !p.quiet && o.audio >= 0 {
 		audio.kind, audio.ssrc, audio.payloads = stream.Audio, ssrc(), payloadTypes(p.audio)

@@ -179,6 +179,27 @@ func BenchmarkDeliver(b *testing.B) {
 	}
 }
 
+// BenchmarkEstimate is BenchmarkDeliver to 100 viewers with and without the time at
+// which each packet leaves, from which viewers estimate what their path carries.
+func BenchmarkEstimate(b *testing.B) {
+	for name, id := range map[string]uint8{"none": 0, "send_time": 2} {
+		b.Run(name, func(b *testing.B) {
+			const viewers = 100
+			r := newRig(b, viewers)
+			for _, v := range r.outlet.seats {
+				v.lanes[stream.Video].extensions.sendTime = id
+			}
+			burst := r.burst(b)
+			b.ReportAllocs()
+			b.SetBytes(framePayload)
+			b.ResetTimer()
+			for i := 0; i < b.N; i += framePackets * viewers {
+				r.deliver(burst)
+			}
+		})
+	}
+}
+
 // BenchmarkWrite is a camera's packet from the source to all viewers. An
 // operation is one packet of the camera.
 func BenchmarkWrite(b *testing.B) {

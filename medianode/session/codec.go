@@ -39,7 +39,12 @@ func findCodec(name string) (codec, bool) {
 }
 
 // videoFeedback is the feedback a session acts on (RFC 4585 §4.2, RFC 5104
-// §7.1). Transport-wide congestion control and REMB are not: nothing adapts yet.
+// §7.1), and estimateFeedback what it acts on where a viewer can be given another
+// profile: the viewer's own estimate (REMB, draft-alvestrand-rmcat-remb). Feedback
+// for each packet (transport-wide congestion control) costs more than it is worth
+// here: docs/adr/0012.
+const estimateFeedback = "goog-remb"
+
 var videoFeedback = []string{"nack", "nack pli", "ccm fir"}
 
 // usable tells whether a payload type of an offer is one that a session can send:

@@ -175,7 +175,7 @@ func checkPlan(t *testing.T, o *offer, p *plan) {
 	for i := range o.sections {
 		p.answered(o, i)
 	}
-	lanes := newLanes(o, p)
+	lanes := newLanes(o, p, false)
 	for _, c := range p.video {
 		if got := lanes[stream.Video].payloads[c.name]; got != (payloadType{c.payloadType, c.rtx}) || c.hasRTX && lanes[stream.Video].rtx.ssrc == 0 {
 			t.Errorf("%s is sent as %v, want %d and %d", c.name, got, c.payloadType, c.rtx)

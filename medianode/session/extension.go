@@ -79,7 +79,8 @@ const maxExtensions = 4 + 4 + 4 + 20
 type extended struct {
 	now time.Time // when it leaves
 
-	first bool // it begins a keyframe
+	says  bool   // it says delay
+	delay uint32 // 12 bits each of the least and the most, in units of 10 ms
 
 	capture bool // the next two are known, and due
 	taken   uint64
@@ -95,8 +96,8 @@ func (e extensions) appendExtensions(b []byte, x *extended) []byte {
 		t := ntpTime(x.now) >> 14 // to 18 bits of fraction
 		b = append(b, e.sendTime<<4|2, byte(t>>16), byte(t>>8), byte(t))
 	}
-	if e.playoutDelay != 0 && x.first {
-		b = append(b, e.playoutDelay<<4|2, 0, 0, 0) // as soon as it can be shown
+	if e.playoutDelay != 0 && x.says {
+		b = append(b, e.playoutDelay<<4|2, byte(x.delay>>16), byte(x.delay>>8), byte(x.delay))
 	}
 	if e.captureTime != 0 && x.capture {
 		b = append(b, e.captureTime<<4|15)

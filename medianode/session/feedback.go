@@ -26,6 +26,7 @@ type feedback struct {
 	estimate         atomic.Int64  // bits per second, by the latest REMB; 0: there has been none
 	roundTrip        atomic.Int64  // nanoseconds, by the latest report that had it; 0: unknown
 
+	cushion       cushion
 	keyframeAsked time.Time // owned by hearAll
 }
 
@@ -83,6 +84,7 @@ func (s *Session) reported(blocks []rtcp.ReceptionReport) {
 		s.feedback.fraction.Store(uint32(r.FractionLost))
 		s.feedback.jitter.Store(int64(r.Jitter) * int64(time.Second) / videoClockRate)
 		s.course.reported(r.FractionLost)
+		s.feedback.cushion.reported(time.Now(), r.FractionLost, s.roundTrip())
 		if r.LastSenderReport == 0 {
 			continue
 		}

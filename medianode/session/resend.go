@@ -27,8 +27,11 @@ const (
 	// has come over RTX; what is asked for the first time must not wait for that.
 	resendRepeats = resendBurst / 2
 	// resendPause is added to the round trip: so soon after a packet was sent
-	// again, nobody can know that it was lost once more.
+	// again, nobody can know that it was lost once more. Browsers that only receive
+	// know no round trip, and ask again after resendMost at the latest: they are not
+	// kept waiting for another turn.
 	resendPause = 5 * time.Millisecond
+	resendMost  = 80 * time.Millisecond
 	// maxNacked is how many packets of one RTCP datagram's NACKs are looked for.
 	maxNacked = 512
 	// repeatSlots is how many packets are remembered as sent again.
@@ -69,10 +72,20 @@ func (r *resends) pay(ssrc uint32, own uint64, bytes int, sent uint64, now time.
 		r.spent++
 		return false
 	}
-	if again && (r.budget < resendRepeats || clock-last.at < roundTrip+resendPause) {
+	if again && (r.budget < resendRepeats || clock-last.at < min(roundTrip+resendPause, resendMost)) {
 		return false
 	}
 	*last = repeat{ssrc: ssrc, own: uint32(own), at: clock}
+	r.budget -= float64(bytes)
+	return true
+}
+
+// more takes a packet's bytes from the budget for a second repeat, if enough is
+// left for others' first.
+func (r *resends) more(bytes int) bool {
+	if r.budget < resendRepeats {
+		return false
+	}
 	r.budget -= float64(bytes)
 	return true
 }
@@ -136,6 +149,18 @@ func (v *viewer) again(sh *shard, l *lane, path *path, seq uint16, now time.Time
 		v.session.counts.spent.Store(v.resends.spent)
 		return
 	}
+	if v.repeat(sh, l, r, path, seq, own, p, now) {
+		v.session.counts.resent.Add(1)
+	}
+	// A viewer that loses packets loses of these as many, and a repeat that is lost is
+	// what the picture stands still for.
+	if r.payload.rtx != 0 && v.session.feedback.cushion.delay.Load() != 0 && v.resends.more(len(p.Payload)) {
+		v.repeat(sh, l, r, path, seq, own, p, now)
+	}
+}
+
+// repeat sends one packet again, and tells whether there was room for it.
+func (v *viewer) repeat(sh *shard, l *lane, r *run, path *path, seq uint16, own uint64, p *stream.Packet, now time.Time) bool {
 	h := image{index: own, timestamp: r.shift.apply(p.Timestamp), ssrc: l.ssrc, payload: r.payload.media, marker: p.Marker}
 	var original [2]byte
 	before := original[:0]
@@ -151,9 +176,7 @@ func (v *viewer) again(sh *shard, l *lane, path *path, seq uint16, now time.Time
 	n, err := v.cryptor.seal(sh.room(path), &h, before, p.Payload)
 	if err != nil {
 		v.session.counts.errors.Add(1)
-		return
+		return false
 	}
-	if sh.commit(path, n, now) {
-		v.session.counts.resent.Add(1)
-	}
+	return sh.commit(path, n, now)
 }

@@ -144,7 +144,7 @@ func (s *Session) Path() Path {
 
 func newSession(e *Engine, cfg OpenConfig, o *offer, p *plan) *Session {
 	return &Session{
-		engine: e, cfg: cfg, course: newCourse(cfg), plan: p, remote: o, lanes: newLanes(o, p), offered: o.sections[o.video].codecs,
+		engine: e, cfg: cfg, course: newCourse(cfg), plan: p, remote: o, lanes: newLanes(o, p, len(cfg.Profiles) > 1), offered: o.sections[o.video].codecs,
 		log:     e.log.With("session", string(cfg.ID), "camera", string(cfg.Camera)),
 		closing: make(chan struct{}), sdpID: rand.Uint64() >> 2, sdpVersion: 1,
 	}

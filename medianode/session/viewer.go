@@ -39,6 +39,8 @@ type viewer struct {
 	caught   time.Time // when that ended; zero: nothing is remembered of it
 	replay   time.Time // before, a wish for a keyframe is not answered from what is recent
 	header   [maxExtensions]byte
+	delay    uint32    // the playout delay, as it was said last
+	said     time.Time // until when it is said with each picture
 }
 
 // seat is a viewer's place at an outlet.
@@ -147,13 +149,28 @@ func (v *viewer) extend(l *lane, b *stream.Burst, now time.Time) []byte {
 	if l.extensions == (extensions{}) {
 		return nil
 	}
-	return l.extensions.appendExtensions(v.header[:0], &extended{now: now, first: b.Keyframe})
+	x := v.extended(l, b, now)
+	return l.extensions.appendExtensions(v.header[:0], &x)
+}
+
+// extended returns what the header extensions of a burst are to say.
+func (v *viewer) extended(l *lane, b *stream.Burst, now time.Time) extended {
+	x := extended{now: now}
+	if l.extensions.playoutDelay == 0 {
+		return x
+	}
+	x.delay = v.session.feedback.cushion.delay.Load()
+	if x.delay != v.delay {
+		v.delay, v.said = x.delay, now.Add(cushionSaid)
+	}
+	x.says = b.Keyframe || now.Before(v.said)
+	return x
 }
 
 // capture returns the header extensions of a packet that says when its picture
 // was taken.
 func (v *viewer) capture(l *lane, b *stream.Burst, p *stream.Packet, now time.Time) []byte {
-	x := extended{now: now, first: b.Keyframe}
+	x := v.extended(l, b, now)
 	if at, timestamp, ok := v.seat.outlet.stream.SenderClock(l.kind); ok {
 		taken := at.Add(span(p.Timestamp-timestamp, l.clockRate))
 		ahead := b.Arrival.Sub(taken)
