@@ -89,7 +89,7 @@ type steering struct {
 	bad    time.Time     // since when the path has been bad; zero: it is not
 	clean  time.Time     // since when it has been good; zero: it is not, or there is no more to have
 	wait   time.Duration // how long it must be good
-	raised time.Time     // when the viewer was given more, last
+	raised time.Time     // when the viewer was given more, last; zero: the path has been bad since, or good for long
 
 	trials   []trial // of the profiles
 	nextLook time.Time
@@ -106,10 +106,22 @@ type trial struct {
 // decide returns the choice, and when to decide again if nothing changes; zero:
 // there is no need.
 func (s *steering) decide(now time.Time, profiles []candidate, v sight) (choice, time.Time) {
-	s.nextLook = time.Time{}
 	if len(s.trials) != len(profiles) {
 		s.trials = make([]trial, len(profiles))
 	}
+	// What is chosen changes what there is to wait for.
+	for again := true; again; {
+		before, floor := s.choice, s.floor
+		s.step(now, profiles, v)
+		again = s.choice != before || s.floor != floor
+	}
+	return s.choice, s.nextLook
+}
+
+// step decides once. It changes nothing twice at one time: each change begins a
+// wait.
+func (s *steering) step(now time.Time, profiles []candidate, v sight) {
+	s.nextLook = time.Time{}
 	usable := s.usable(now, profiles)
 	s.fit(now, profiles, v)
 	s.weigh(now, profiles, usable, v)
@@ -120,7 +132,6 @@ func (s *steering) decide(now time.Time, profiles []candidate, v sight) (choice,
 	s.choice.thin = s.floor >= len(profiles)
 	s.choice.paused = s.pause(now, v)
 	s.begun = true
-	return s.choice, s.nextLook
 }
 
 // at notes that something is to be decided at a time.
@@ -278,7 +289,7 @@ func (s *steering) weigh(now time.Time, profiles []candidate, usable []bool, v s
 		if !s.raised.IsZero() && now.Sub(s.raised) < relapse {
 			s.wait = min(2*s.wait, cleanMost)
 		}
-		s.floor, s.bad = lesser, time.Time{}
+		s.floor, s.bad, s.raised = lesser, time.Time{}, time.Time{}
 	case v.loss > good:
 		s.bad, s.clean = time.Time{}, time.Time{}
 	default:
@@ -308,9 +319,6 @@ func (s *steering) recover(now time.Time, usable []bool, thin bool) {
 	}
 	for s.floor > 0 && !usable[s.floor] {
 		s.floor--
-	}
-	if s.floor > 0 {
-		s.at(now.Add(s.wait))
 	}
 }
 
