@@ -183,7 +183,7 @@ func (t *trial) see(now time.Time, p candidate, begun bool) {
 	case p.live && now.Sub(t.live) >= avoidMost:
 		t.relapses = 0
 	case !p.live && !t.live.IsZero():
-		if now.Sub(t.live) < avoidFirst {
+		if p.failed && now.Sub(t.live) < avoidFirst { // or it is just not pulled any longer
 			t.relapses = min(t.relapses+1, 10)
 		}
 		t.live = time.Time{}

@@ -298,6 +298,19 @@ func TestSteerTriesAgain(t *testing.T) {
 	h.set(func() { h.profiles[1].live = true }).pass(time.Hour).is("back", 1, false, false)
 }
 
+// That a profile is no longer pulled is no failure of it.
+func TestSteerNotPulled(t *testing.T) {
+	h := newHelm(t)
+	h.set(func() { h.sight.width = 320 })
+	for range 5 {
+		h.set(func() { h.profiles[1].live = true }).pass(time.Second)
+		h.set(func() { h.sight.width = 1280 }).pass(growAfter).is("grown", 0, false, false)
+		h.set(func() { h.profiles[1].live = false }).pass(time.Second)
+		h.set(func() { h.sight.width = 320 }).pass(shrinkAfter).is("shrunk", 1, false, false)
+	}
+	h.set(func() { h.profiles[1].live = true }).pass(time.Hour).is("live", 1, false, false)
+}
+
 // Nobody who does not look is sent anything.
 func TestSteerHidden(t *testing.T) {
 	h := newHelm(t)
