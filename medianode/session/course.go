@@ -136,7 +136,9 @@ func (s *Session) steer(timer *time.Timer) error {
 			s.hold(taken) // the viewer may have gone over to it when it was no longer wanted
 		}
 	case !before.paused:
-		s.feedback.fraction.Store(0) // what is reported of what is sent then is something else
+		// What is reported of what is sent then is something else.
+		s.feedback.fraction.Store(0)
+		s.feedback.estimate.Store(0)
 	}
 	if v := s.viewer.Load(); v != nil && c.connected && before != chosen {
 		from := s.cfg.Profiles[chosen.profile].Stream

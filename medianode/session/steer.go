@@ -34,7 +34,8 @@ const (
 	relapse   = 20 * time.Second
 	cleanMost = 3 * time.Minute
 	// estimateShare is the share of a profile's bit rate that the path must be
-	// estimated to carry.
+	// estimated to carry. An estimate that grows says nothing yet: browsers begin
+	// with what they got before, and add 8 % a second.
 	estimateShare = 0.85
 
 	// avoidFirst is how long a profile that failed is left alone if another will do;
@@ -89,6 +90,7 @@ type steering struct {
 	bad    time.Time     // since when the path has been bad; zero: it is not
 	clean  time.Time     // since when it has been good; zero: it is not, or there is no more to have
 	wait   time.Duration // how long it must be good
+	least  int64         // what a too low estimate must exceed by a twentieth to be one that grows; 0: it is not too low
 	raised time.Time     // when the viewer was given more, last; zero: the path has been bad since, or good for long
 
 	trials   []trial // of the profiles
@@ -127,7 +129,7 @@ func (s *steering) step(now time.Time, profiles []candidate, v sight) {
 	s.weigh(now, profiles, usable, v)
 	if p := pick(usable, max(s.size, s.floor), s.choice.profile); p != s.choice.profile {
 		s.choice.profile = p
-		s.bad = time.Time{} // of the path's state with another one nothing is known
+		s.bad, s.least = time.Time{}, 0 // of the path's state with another one nothing is known
 	}
 	s.choice.thin = s.floor >= len(profiles)
 	s.choice.paused = s.pause(now, v)
@@ -256,7 +258,7 @@ func (s *steering) weigh(now time.Time, profiles []candidate, usable []bool, v s
 		s.wait, s.raised = cleanAfter, time.Time{}
 	}
 	if s.choice.paused {
-		s.bad, s.clean = time.Time{}, time.Time{}
+		s.bad, s.clean, s.least = time.Time{}, time.Time{}, 0
 		return
 	}
 	current := s.choice.profile
@@ -273,8 +275,12 @@ func (s *steering) weigh(now time.Time, profiles []candidate, usable []bool, v s
 		good = lossBad
 	}
 	narrow := !last && v.estimate > 0 && float64(v.estimate) < estimateShare*float64(profiles[current].bps)
+	lossy := v.loss > limit || v.exhausted
+	if s.grows(narrow, v.estimate) && !lossy {
+		s.bad = time.Time{}
+	}
 	switch {
-	case v.loss > limit || v.exhausted || narrow:
+	case lossy || narrow:
 		s.clean = time.Time{}
 		if thin {
 			return // there is no less
@@ -296,6 +302,19 @@ func (s *steering) weigh(now time.Time, profiles []candidate, usable []bool, v s
 		s.bad = time.Time{}
 		s.recover(now, usable, thin)
 	}
+}
+
+// grows tells whether an estimate that is too low has grown.
+func (s *steering) grows(low bool, estimate int64) bool {
+	if !low {
+		s.least = 0
+		return false
+	}
+	if estimate <= s.least+s.least/20 {
+		return false
+	}
+	s.least = estimate
+	return true
 }
 
 // recover gives the viewer more when the path has been good for long enough.

@@ -241,6 +241,23 @@ func TestSteerEstimate(t *testing.T) {
 	h.pass(time.Hour).is("carried", 0, false, false)
 }
 
+// An estimate that grows is waited for: a browser's is what it got of the sub
+// profile at first, and half as much again.
+func TestSteerEstimateGrows(t *testing.T) {
+	h := newHelm(t)
+	h.set(func() { h.sight.width, h.sight.estimate = 320, 760_000 }).is("small", 1, false, false)
+	h.set(func() { h.sight.width = 1920 }).pass(growAfter).is("grown", 0, false, false)
+	for h.sight.estimate < 4_000_000 {
+		h.set(func() { h.sight.estimate += h.sight.estimate * 8 / 100 }).pass(time.Second).is("it grows", 0, false, false)
+	}
+	h.pass(time.Minute)
+	// What swings below what is needed does not grow.
+	for i := range 4 {
+		h.set(func() { h.sight.estimate = 2_000_000 - int64(i%2)*150_000 }).pass(time.Second)
+	}
+	h.is("it swings", 1, false, false)
+}
+
 // A profile that fails is left for another, and taken back when it is live.
 func TestSteerFailed(t *testing.T) {
 	h := newHelm(t)
