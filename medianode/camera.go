@@ -29,7 +29,7 @@ type camera struct {
 	failures  failures              // of its sources
 	keyframes source.KeyframeMemory // of its sources
 
-	saying sync.Mutex // held while the board is told, so that what is newer stays; taken before mu
+	announcing sync.Mutex // held while the board is told; taken before mu
 
 	mu           sync.Mutex // guards the rest
 	desired      desired
@@ -215,7 +215,8 @@ func (c *camera) run(ctx context.Context, before *camera) {
 		<-before.done // it has been told to end
 	}
 	defer func() {
-		for _, f := range c.next(time.Now()).feeds {
+		last := c.next(time.Now())
+		for _, f := range slices.Concat(last.feeds, last.gone) {
 			f.pulling.stop()
 			f.pulling = nil
 		}

@@ -188,8 +188,8 @@ func (c *camera) saw(f *feed, status fleet.CameraStatus, pulled bool) {
 // announce says on the board what is seen of the camera: it is live if any of its
 // profiles is; else it is as the first of those that are pulled.
 func (c *camera) announce() {
-	c.saying.Lock()
-	defer c.saying.Unlock()
+	c.announcing.Lock() // or what is older could be said last
+	defer c.announcing.Unlock()
 	c.mu.Lock()
 	status := c.whole()
 	c.mu.Unlock()

@@ -67,6 +67,7 @@ import (
 	"fanlight/internal/rpc"
 	"fanlight/medianode/session"
 	"fanlight/medianode/source"
+	"fanlight/medianode/stream"
 	"fanlight/medianode/udp"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
@@ -112,6 +113,10 @@ type Config struct {
 const (
 	DefaultOrphanTimeout   = 15 * time.Second
 	DefaultHandOverTimeout = 30 * time.Second
+
+	// DefaultKeyframeCacheBytes and DefaultKeyframeCacheTime are those of a stream.
+	DefaultKeyframeCacheBytes = stream.DefaultCacheBytes
+	DefaultKeyframeCacheTime  = stream.DefaultCacheTime
 
 	// DefaultCPU is Capacity.CPU if that is 0: what is left is for what comes in
 	// bursts, keyframes above all. The process's own time counts alone; where others

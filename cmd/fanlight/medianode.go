@@ -34,6 +34,9 @@ type nodeFlags struct {
 	ingressBPS, egressBPS int64
 	cpu                   float64 // per cent
 	connects              float64 // a second and host
+
+	cacheBytes int
+	cacheTime  time.Duration
 }
 
 func (f *nodeFlags) flags(flags *pflag.FlagSet, name, nameUsage string) {
@@ -46,6 +49,8 @@ func (f *nodeFlags) flags(flags *pflag.FlagSet, name, nameUsage string) {
 	flags.IntVar(&f.viewers, "max-viewers", 0, "`sessions` that the node takes (0: 1,000)")
 	flags.Float64Var(&f.cpu, "max-cpu", 100*medianode.DefaultCPU, "`percent` of the processors that the process may use, beyond which the node refuses sessions (100: no limit)")
 	flags.Float64Var(&f.connects, "max-camera-connects", source.DefaultConnects, "`connections` a second that the node begins to one host, of a camera or of many, after a burst of twice as many (0: no limit)")
+	flags.IntVar(&f.cacheBytes, "keyframe-cache-bytes", medianode.DefaultKeyframeCacheBytes, "`bytes` kept of what each camera's profile sent since its last keyframe, at most, so that viewers have a picture at once (0: nothing is kept)")
+	flags.DurationVar(&f.cacheTime, "keyframe-cache-time", medianode.DefaultKeyframeCacheTime, "how long since the last keyframe that is kept, at most")
 	flags.Int64Var(&f.ingressBPS, "max-ingress-bps", 0, "`bits` per second from cameras that the node may be given (0: no limit)")
 	flags.Int64Var(&f.egressBPS, "max-egress-bps", 0, "`bits` per second to viewers, beyond which the node refuses sessions (0: no limit)")
 }
@@ -102,8 +107,12 @@ func (f *nodeFlags) config(log *slog.Logger, control *grpc.ClientConn, sessionAd
 	if f.connects == 0 {
 		hosts.PerSecond = -1
 	}
+	if f.cacheTime <= 0 {
+		return medianode.Config{}, usagef("--keyframe-cache-time %v: must be more than 0; to keep nothing, set --keyframe-cache-bytes 0", f.cacheTime)
+	}
 	for name, limit := range map[string]int64{
-		"max-cameras": int64(f.cameras), "max-viewers": int64(f.viewers), "max-ingress-bps": f.ingressBPS, "max-egress-bps": f.egressBPS,
+		"keyframe-cache-bytes": int64(f.cacheBytes),
+		"max-cameras":          int64(f.cameras), "max-viewers": int64(f.viewers), "max-ingress-bps": f.ingressBPS, "max-egress-bps": f.egressBPS,
 	} {
 		if limit < 0 {
 			return medianode.Config{}, usagef("--%s %d: must not be negative", name, limit)
@@ -120,6 +129,10 @@ func (f *nodeFlags) config(log *slog.Logger, control *grpc.ClientConn, sessionAd
 		CameraHosts:    hosts,
 		Version:        buildVersion(),
 		Capacity:       medianode.Capacity{Cameras: f.cameras, Viewers: f.viewers, IngressBPS: f.ingressBPS, EgressBPS: f.egressBPS, CPU: f.cpu / 100},
+	}
+	cfg.KeyframeCacheBytes, cfg.KeyframeCacheTime = f.cacheBytes, f.cacheTime
+	if f.cacheBytes == 0 {
+		cfg.KeyframeCacheBytes = -1
 	}
 	for _, a := range f.advertise {
 		ip, err := netip.ParseAddr(a)

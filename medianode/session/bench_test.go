@@ -100,9 +100,15 @@ func (r *rig) frame(key bool) {
 func (r *rig) send() {
 	for r.shard.turn() {
 	}
-	for r.shard.catchUp(time.Now()) {
+	for r.catchUp() {
 	}
 	r.shard.batch.Flush()
+}
+
+// catchUp sends the next of what is recent, without waiting for its time.
+func (r *rig) catchUp() bool {
+	r.shard.paced = time.Time{}
+	return !r.shard.catchUp(time.Now()).IsZero()
 }
 
 // burst returns a burst that is sent again and again, with new numbers.

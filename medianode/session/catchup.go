@@ -19,9 +19,12 @@ const (
 	catchUpPackets  = 24
 	// catchUpFirst is how many packets leave with the first turn: the usual keyframe.
 	catchUpFirst = 64
-	// catchUpTurn is how many packets all of them together are sent at once, so that
-	// those who watch do not wait.
-	catchUpTurn = 256
+	// catchUpTurn is how many packets all of them together are sent at once, if that
+	// is catchUpLeast for each, and catchUpTime how long a turn may take: those who
+	// watch do not wait for longer. Who had no turn is the first in the next.
+	catchUpTurn  = 256
+	catchUpLeast = 4
+	catchUpTime  = 2 * time.Millisecond
 	// rememberRecent is how long after it has caught up a viewer can ask for any of it
 	// again.
 	rememberRecent = 2 * time.Second
@@ -37,7 +40,7 @@ const (
 // could begin with.
 func (v *viewer) catchUp(sh *shard) bool {
 	o := v.seat.outlet
-	recent := o.seen(o.sub.Recent())
+	recent := v.recent()
 	if len(recent) == 0 {
 		return false
 	}
@@ -56,8 +59,9 @@ func (v *viewer) catchUp(sh *shard) bool {
 	l.begin(run{sub: o.sub, shift: s, recent: recent})
 	v.held, v.mute, v.resumed, v.key = false, false, false, false
 	v.upTo, v.fresh = recent[0].Seq, true
-	if !v.catching {
-		v.catching = true
+	v.catching = true
+	if !v.listed {
+		v.listed = true
 		sh.catching = append(sh.catching, v)
 	}
 	return true
@@ -70,64 +74,127 @@ func (o *outlet) seen(recent []*stream.Burst) []*stream.Burst {
 	return recent[:n]
 }
 
-// catchUp sends something to those who catch up, and tells whether there are any.
-func (sh *shard) catchUp(now time.Time) bool {
-	share := max(1, min(catchUpPackets, catchUpTurn/max(1, len(sh.catching))))
-	left := sh.catching[:0]
+// catchUp sends something to those who catch up, if it is time, and returns when it
+// will be again; zero: there are none.
+func (sh *shard) catchUp(now time.Time) time.Time {
+	if len(sh.catching) == 0 {
+		return time.Time{}
+	}
+	if now.Before(sh.paced) {
+		return sh.paced
+	}
+	sh.paced = now.Add(catchUpInterval)
+	budget := catchUpTurn
+	share := max(catchUpLeast, min(catchUpPackets, catchUpTurn/len(sh.catching)))
+	had := 0
 	for _, v := range sh.catching {
 		n := share
-		if v.fresh {
+		if v.fresh && budget >= catchUpFirst {
 			n, v.fresh = catchUpFirst, false
 		}
-		if v.catching && v.advance(sh, n, now) {
-			left = append(left, v)
+		budget -= n
+		if v.catching {
+			sh.advance(v, n, now)
+		}
+		if had++; budget <= 0 {
+			sh.batch.Flush()
+			budget = catchUpTurn
+			if time.Since(now) > catchUpTime {
+				break
+			}
 		}
 	}
-	clear(sh.catching[len(left):])
-	sh.catching = left
-	return len(left) > 0
+	sh.batch.Flush()
+	left := make([]*viewer, 0, len(sh.catching)) // those who had no turn first
+	for _, part := range [][]*viewer{sh.catching[had:], sh.catching[:had]} {
+		for _, v := range part {
+			if v.listed = v.catching; v.listed {
+				left = append(left, v)
+			}
+		}
+	}
+	if sh.catching = left; len(left) == 0 {
+		return time.Time{}
+	}
+	return sh.paced
 }
 
-// advance sends the next packets, and tells whether the viewer has still to catch
-// up.
-func (v *viewer) advance(sh *shard, packets int, now time.Time) bool {
+// advance is viewer.advance. A panic ends one viewer's session, and leaves the
+// others.
+func (sh *shard) advance(v *viewer, packets int, now time.Time) {
+	if err := guard(func() error { v.advance(sh, packets, now); return nil }); err != nil {
+		v.session.fail(err)
+		v.ended, v.catching = true, false
+	}
+}
+
+// stopCatching ends the catching up. What was sent can be asked for again for a
+// while.
+func (v *viewer) stopCatching(now time.Time) {
+	if v.catching {
+		v.catching, v.caught = false, now
+	}
+}
+
+// recent returns what there is to begin with: what the shard has seen of the
+// stream since the last keyframe; of the keyframe alone, for a viewer who gets no
+// more.
+func (v *viewer) recent() []*stream.Burst {
+	o := v.seat.outlet
+	recent := o.seen(o.sub.Recent())
+	if !v.thin {
+		return recent
+	}
+	for i, b := range recent {
+		if b.Packets[len(b.Packets)-1].Marker {
+			return recent[:i+1]
+		}
+	}
+	return nil // it is not whole yet
+}
+
+// advance sends the next packets of what is recent.
+func (v *viewer) advance(sh *shard, packets int, now time.Time) {
 	to := v.route.Load()
-	if v.ended || v.paused || v.seat.outlet == nil {
-		v.catching = false
-		return false
-	}
-	if to == nil {
-		v.catching, v.held, v.resumed, v.away = false, true, true, true
-		return false
-	}
-	if !to.Clear() {
-		return true
+	switch {
+	case v.ended || v.paused || v.seat.outlet == nil:
+		v.stopCatching(now)
+		return
+	case to == nil:
+		v.stopCatching(now)
+		v.held, v.resumed, v.away = true, true, true
+		return
+	case !to.Clear():
+		return
 	}
 	l, o := &v.lanes[stream.Video], v.seat.outlet
-	recent := o.seen(o.sub.Recent())
+	recent := v.recent()
 	if len(recent) == 0 || recent[len(recent)-1].Seq < v.upTo {
 		// The stream has let go of it: what there is of the run must do.
 		recent = l.runs[0].recent
 	}
-	if first := recent[0].Seq; first > v.upTo { // another keyframe: nobody needs what is before
-		v.upTo, v.fresh = first, true
+	if len(recent) > 0 && recent[0].Seq > v.upTo { // another keyframe: nobody needs what is before
+		v.upTo, v.fresh = recent[0].Seq, true
 		l.begin(run{sub: l.runs[0].sub, shift: l.runs[0].shift})
 	}
 	l.runs[0].recent = recent
 	for packets > 0 {
 		i := sort.Search(len(recent), func(i int) bool { return recent[i].Seq >= v.upTo })
 		if i == len(recent) {
-			v.catching, v.caught = false, now
-			if v.upTo < o.next { // what is missing has been dropped
+			v.stopCatching(now)
+			switch {
+			case v.thin:
+				v.resumed = true
+			case v.upTo < o.next: // what is missing has been dropped
 				v.held, v.resumed = true, true
 				o.sub.RequestKeyframe()
 			}
-			return false
+			return
 		}
 		b := recent[i]
 		if !v.emit(sh, b, to, now) {
-			v.catching = false
-			return false
+			v.stopCatching(now)
+			return
 		}
 		if r := &l.runs[0]; l.at.Before(r.shift.arrival) {
 			l.at = r.shift.arrival // that is what its timestamp says
@@ -135,7 +202,6 @@ func (v *viewer) advance(sh *shard, packets int, now time.Time) bool {
 		v.upTo = b.Seq + 1
 		packets -= len(b.Packets)
 	}
-	return true
 }
 
 // refresh answers the viewer's wish for a keyframe: from what is recent, and by
@@ -146,8 +212,8 @@ func (v *viewer) refresh(sh *shard, now time.Time) {
 	if v.paused || v.catching || now.Before(v.replay) {
 		return
 	}
-	recent := o.seen(o.sub.Recent())
-	if len(recent) == 0 || v.held && !v.route.Load().Clear() {
+	recent := v.recent()
+	if len(recent) == 0 || v.route.Load() == nil || v.held && !v.route.Load().Clear() {
 		return
 	}
 	// What is long would not come through any better than what has not.

@@ -33,7 +33,7 @@ func TestCatchUp(t *testing.T) {
 		t.Fatal("there is nothing to begin with")
 	}
 	turns := 0
-	for r.shard.catchUp(time.Now()) {
+	for r.catchUp() {
 		if turns++; turns%10 == 0 { // what comes meanwhile has its turn too
 			r.frame(false)
 			for r.shard.turn() {
@@ -158,7 +158,7 @@ func TestSwitchWhileCatchingUp(t *testing.T) {
 	}
 	other.frame(true)
 	v := r.late(t)
-	if !r.shard.catchUp(time.Now()) {
+	if !r.catchUp() {
 		t.Fatal("there is nothing left to catch up with")
 	}
 	had := v.lanes[stream.Video].timestamp
@@ -170,5 +170,124 @@ func TestSwitchWhileCatchingUp(t *testing.T) {
 	r.send()
 	if d := int32(v.lanes[stream.Video].timestamp - had); d <= 0 || d > 9000 {
 		t.Errorf("the picture of the other profile is %d ticks after the one before", d)
+	}
+}
+
+// What is squeezed is forgotten once it has been caught up: timestamps come round
+// after half a day, and would be squeezed again.
+func TestSqueezeIsForgotten(t *testing.T) {
+	r := newRig(t, 1)
+	for range 100 {
+		r.frame(false)
+		r.send()
+	}
+	v := r.late(t)
+	r.send()
+	l := &v.lanes[stream.Video]
+	if v.catching || l.runs[0].shift.span == 0 || l.runs[0].recent == nil {
+		t.Fatalf("nothing was caught up: %+v", l.runs[0].shift)
+	}
+	v.caught = time.Now().Add(-2 * rememberRecent)
+	next := l.next
+	for range 3 {
+		r.frame(false)
+		r.send()
+	}
+	if l.runs[0].shift.span != 0 || l.runs[0].base != next || l.next != next+3*framePackets {
+		t.Errorf("the run is %+v, numbers went from %d to %d", l.runs[0], next, l.next)
+	}
+	for _, run := range l.runs {
+		if run.recent != nil {
+			t.Error("a keyframe interval is kept")
+		}
+	}
+	for own := next - 20; own < l.next; own++ {
+		if run, _, found := l.find(uint16(own)); run == nil || found != own {
+			t.Errorf("packet %d is not found", own)
+		}
+	}
+}
+
+// Many who catch up at once are sent no more in a turn than leaves room for those
+// who watch, and all of them arrive.
+func TestCatchUpTogether(t *testing.T) {
+	const viewers = 200
+	r := newRig(t, 1)
+	for range 50 {
+		r.frame(false)
+		r.send()
+	}
+	var late []*viewer
+	for range viewers {
+		late = append(late, r.late(t))
+	}
+	sent := func() (n uint64) {
+		for _, v := range late {
+			n += v.counts.packets.Load()
+		}
+		return n
+	}
+	now := time.Now()
+	r.shard.paced = now.Add(time.Hour)
+	if next := r.shard.catchUp(now); sent() != 0 || !next.Equal(now.Add(time.Hour)) {
+		t.Errorf("%d packets were sent before their time; the next at %v", sent(), next)
+	}
+	turns := 0
+	for before := uint64(0); r.catchUp(); turns++ {
+		most := uint64(max(2*catchUpTurn, viewers*2*16)) // a burst has 16 packets at most
+		if n := sent() - before; n > most {
+			t.Fatalf("%d packets in one turn", n)
+		}
+		before = sent()
+	}
+	for i, v := range late {
+		if v.catching || v.listed || v.lanes[stream.Video].latest != r.outlet.seats[0].lanes[stream.Video].latest {
+			t.Fatalf("viewer %d has not arrived after %d turns", i, turns)
+		}
+	}
+}
+
+// A viewer who gets keyframes only is sent the last one, and no more, when it asks
+// for one.
+func TestRefreshThin(t *testing.T) {
+	r := newRig(t, 1)
+	v := r.outlet.seats[0]
+	for range 50 {
+		r.frame(false)
+		r.send()
+	}
+	v.thin = true
+	l := &v.lanes[stream.Video]
+	before := l.packets
+	v.refresh(r.shard, time.Now().Add(time.Minute))
+	r.send()
+	if n := l.packets - before; n < framePackets || n > framePackets+1 {
+		t.Errorf("%d packets were sent, want the keyframe's %d", n, framePackets+1)
+	}
+	r.frame(false)
+	r.send()
+	if n := l.packets - before; n > framePackets+1 {
+		t.Error("more than keyframes are sent")
+	}
+	r.frame(true)
+	r.send()
+	if n := l.packets - before; n < 2*framePackets {
+		t.Error("the next keyframe is not sent")
+	}
+}
+
+// A viewer whose first picture comes by a switch has sound with it.
+func TestChangeStartsAudio(t *testing.T) {
+	r := newRig(t, 1)
+	v := r.late(t)
+	v.stopCatching(time.Now())
+	v.held, v.mute = true, true
+	other := newRig(t, 1)
+	r.shard.sit(v, &v.next, other.stream)
+	t.Cleanup(func() { r.shard.leave(v) })
+	other.frame(true)
+	r.send()
+	if v.next.outlet != nil || v.held || v.mute {
+		t.Errorf("after the first keyframe: next %v, held %v, mute %v", v.next.outlet != nil, v.held, v.mute)
 	}
 }

@@ -33,6 +33,10 @@ type course struct {
 	holds    map[int]func()
 }
 
+// spentFor is how long a viewer counts as asking for too much after it was refused
+// for want of budget: for the next second's reports.
+const spentFor = 1500 * time.Millisecond
+
 func newCourse(cfg OpenConfig) course {
 	return course{review: make(chan struct{}, 1), viewport: cfg.Viewport, holds: make(map[int]func())}
 }
@@ -55,11 +59,6 @@ func (s *Session) SetViewport(v Viewport) {
 	s.course.look()
 }
 
-// spentFor is how long a viewer whose budget was spent counts as one whose budget
-// is: it asks again and reports about once a second, and what else there is to
-// decide comes in between.
-const spentFor = 2 * time.Second
-
 // sight returns what is known of the viewer.
 func (s *Session) sight(now time.Time) sight {
 	out := sight{visible: true, loss: float64(s.feedback.fraction.Load()) / 256, estimate: s.feedback.estimate.Load()}
@@ -80,7 +79,7 @@ func (s *Session) candidates(plan *plan) []candidate {
 	out := make([]candidate, len(s.cfg.Profiles))
 	for i, p := range s.cfg.Profiles {
 		video := trackOf(p.Stream.Tracks(), stream.Video)
-		out[i].fits = video == nil || plan.takes(video.Codec) && p.Stream.BFrames() != fleet.BFramesReferenced
+		out[i].fits = !p.Stream.Closed() && (video == nil || plan.takes(video.Codec) && p.Stream.BFrames() != fleet.BFramesReferenced)
 		if len(out) > 1 {
 			stats := p.Stream.Stats()
 			out[i].width, out[i].bps = stats.Width, stats.BitrateBPS
@@ -234,6 +233,7 @@ func (v *viewer) steered(sh *shard, from *stream.Stream, chosen choice) {
 	if chosen.paused {
 		v.account()
 		v.paused, v.held, v.resumed, v.catching = true, true, true, false
+		v.lanes[stream.Video].forget()
 	}
 	v.aim(sh, from, chosen.paused || v.paused)
 	if v.paused && !chosen.paused {
@@ -248,15 +248,16 @@ func (v *viewer) steered(sh *shard, from *stream.Stream, chosen choice) {
 // too much, or if there is no picture anyway, else from its next keyframe on.
 // paused: it gets nothing now, and the seat is all that changes.
 func (v *viewer) aim(sh *shard, from *stream.Stream, paused bool) {
-	switch from {
-	case v.seat.outlet.stream:
+	switch {
+	case from == v.seat.outlet.stream:
 		sh.vacate(&v.next)
 		return
-	case v.nextStream():
-		return
+	case from != v.nextStream():
+		sh.vacate(&v.next)
+		sh.sit(v, &v.next, from)
+	case !paused:
+		return // its keyframe is waited for
 	}
-	sh.vacate(&v.next)
-	sh.sit(v, &v.next, from)
 	o := v.next.outlet
 	recent, bytes := o.seen(o.sub.Recent()), 0
 	for _, b := range recent {
@@ -265,10 +266,13 @@ func (v *viewer) aim(sh *shard, from *stream.Stream, paused bool) {
 	switch {
 	case paused:
 		v.change(sh)
-		v.held, v.resumed = true, true
+		v.held, v.resumed, v.mute = true, true, true
 	case len(recent) > 0 && (bytes <= replayMost || v.held):
 		v.change(sh)
-		v.catchUp(sh)
+		if !v.catchUp(sh) { // the stream has let go of it meanwhile
+			v.held, v.resumed = true, true
+			o.sub.RequestKeyframe()
+		}
 	default:
 		o.sub.RequestKeyframe()
 	}

@@ -215,18 +215,33 @@ func TestHolds(t *testing.T) {
 	}
 }
 
-// The session of who is about to get a profile that is closed ends too: it knows
-// other profiles than there are.
+// A profile that is closed is left alone by who does not wait for it; the session
+// of who does ends, as one that has it.
 func TestNextProfileClosed(t *testing.T) {
-	n := newNode(t, nil)
-	main, sub, profiles, board := pair(t)
-	main.play(20*time.Millisecond, false)
-	v := newViewer(t, viewertest.Config{})
-	r := n.watch(t, v, session.OpenConfig{Profiles: profiles, Board: board, Viewport: &session.Viewport{Width: 1920, Visible: true}})
-	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > 5 })
-	sub.stream.Close(fleet.CameraMoved)
-	before := v.Report().Video.Frames
-	wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > before+5 })
-	r.SetViewport(session.Viewport{Width: 100, Visible: true})
-	want(t, r.wait(t), fleet.CameraMoved)
+	for _, waits := range []bool{false, true} {
+		n := newNode(t, nil)
+		main, sub, profiles, board := pair(t)
+		main.play(20*time.Millisecond, false)
+		v, h := newViewer(t, viewertest.Config{}), newHolds(t, 2)
+		r := n.watch(t, v, session.OpenConfig{Profiles: profiles, Board: board, Hold: h.hold, Viewport: &session.Viewport{Width: 1920, Visible: true}})
+		wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > 5 })
+		if !waits {
+			sub.stream.Close(fleet.CameraMoved)
+		}
+		r.SetViewport(session.Viewport{Width: 100, Visible: true})
+		before := v.Report().Video.Frames
+		wait(t, v, func(r viewertest.Report) bool { return r.Video.Frames > before+200 }) // 4 s
+		if !waits {
+			if h.of(1) != 0 || h.of(0) != 1 {
+				t.Errorf("%d hold the profile that is closed, %d the other", h.of(1), h.of(0))
+			}
+			r.stop()
+			continue
+		}
+		if h.of(1) != 1 {
+			t.Error("the sub profile is not waited for")
+		}
+		sub.stream.Close(fleet.CameraMoved)
+		want(t, r.wait(t), fleet.CameraMoved)
+	}
 }

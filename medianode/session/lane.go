@@ -57,6 +57,7 @@ type run struct {
 	shift  shift
 	recent []*stream.Burst // those that the stream may not retain any longer
 
+	goesOn          bool // where the run before ended: nothing was left out
 	open            bool // a packet has a number; the rest is set then
 	from, base, end uint64
 	payload         payloadType
@@ -99,15 +100,15 @@ func (s *shift) apply(timestamp uint32) uint32 {
 }
 
 // squeeze has the past, from first to last, end where last is now; or right after
-// what the viewer has had, if that is later.
-func (s *shift) squeeze(first, last, had uint32, any bool) {
+// what the viewer has had, if there was some and that is later.
+func (s *shift) squeeze(first, last, had uint32, some bool) {
 	span := last - first
 	if span >= 1<<31 {
 		span = 0 // of nothing that makes sense
 	}
 	width := min(span, squeezed)
 	begin := last + s.offset - width
-	if any && int32(begin-had) <= 0 {
+	if some && int32(begin-had) <= 0 {
 		begin = had + 1
 	}
 	s.first, s.span, s.begin, s.width = first, max(span, 1), begin, width
@@ -165,6 +166,8 @@ func (l *lane) number(p *stream.Packet, resumed bool) uint64 {
 	if !r.open {
 		r.open, r.from, r.base, r.payload = true, p.Index, l.next, l.payload
 		switch {
+		case r.goesOn && l.next > 0 && p.Index-l.latest-1 < maxGap:
+			r.base += p.Index - l.latest - 1
 		case l.next == 0:
 			r.base = rand.Uint64N(1 << 15) // RFC 3711 §3.3.1: below 2^15
 		case !l.complete:
@@ -223,8 +226,12 @@ func (r *run) packet(kind stream.Kind, index uint64) *stream.Packet {
 	return nil
 }
 
-// forget lets go of what the stream does not retain any longer.
+// forget lets go of what the stream does not retain any longer, and of what was
+// squeezed: timestamps come round, after half a day.
 func (l *lane) forget() {
+	if r := l.runs[0]; r.shift.span > 0 {
+		l.begin(run{sub: r.sub, shift: shift{offset: r.shift.offset}, goesOn: r.open})
+	}
 	for i := range l.runs {
 		l.runs[i].recent = nil
 	}

@@ -1,7 +1,6 @@
 package session
 
 import (
-	"slices"
 	"sync"
 	"time"
 
@@ -40,6 +39,7 @@ type shard struct {
 	// Owned by run.
 	outlets  map[*stream.Stream]*outlet
 	catching []*viewer            // those that catch up
+	paced    time.Time            // when they are sent something again
 	frame    [udp.PacketRoom]byte // the packet under way, if it goes over TCP
 
 	mu    sync.Mutex // guards the rest; taken after a stream's locks
@@ -87,14 +87,12 @@ func (sh *shard) run() {
 		select {
 		case <-sh.wake:
 			for sh.turn() {
+				sh.catchUp(time.Now())
 			}
 		case <-pace.C:
 		}
-		if len(sh.catching) > 0 {
-			if sh.catchUp(time.Now()) {
-				pace.Reset(catchUpInterval)
-			}
-			sh.batch.Flush()
+		if next := sh.catchUp(time.Now()); !next.IsZero() {
+			pace.Reset(max(time.Until(next), 0))
 		}
 		sh.mu.Lock()
 		quit := sh.quit
@@ -134,7 +132,9 @@ func (sh *shard) turn() bool {
 func (sh *shard) open(m mail) {
 	switch {
 	case m.join != nil:
-		sh.join(m.join, m.from)
+		if err := guard(func() error { sh.join(m.join, m.from); return nil }); err != nil {
+			m.join.session.fail(err)
+		}
 	case m.leave != nil:
 		sh.leave(m.leave)
 		close(m.done)
@@ -180,10 +180,7 @@ func (sh *shard) leave(v *viewer) {
 	v.account()
 	sh.vacate(&v.next)
 	sh.vacate(&v.seat)
-	v.catching = false
-	if i := slices.Index(sh.catching, v); i >= 0 {
-		sh.catching = slices.Delete(sh.catching, i, i+1)
-	}
+	v.catching = false // and catchUp takes it from its list
 }
 
 // vacate takes a seat back.

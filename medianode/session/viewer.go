@@ -32,7 +32,8 @@ type viewer struct {
 	asked   time.Time    // when a keyframe was asked for, last
 	report  time.Time    // when the latest sender report left
 
-	catching bool      // it gets what is recent, and is one of shard.catching
+	catching bool      // it gets what is recent
+	listed   bool      // it is one of shard.catching
 	fresh    bool      // a keyframe is next then
 	upTo     uint64    // Seq of the burst that is next then
 	away     bool      // there was no way to the viewer
@@ -231,7 +232,8 @@ func (v *viewer) change(sh *shard) {
 	v.account()
 	sh.vacate(&v.seat)
 	v.seat, v.next = v.next, seat{}
-	v.held, v.catching, v.key = false, false, false
+	v.stopCatching(time.Now())
+	v.held, v.mute, v.key = false, false, false
 	v.counts.switches.Add(1)
 	v.session.took(v)
 }

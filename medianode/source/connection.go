@@ -112,6 +112,7 @@ func (c *connection) close() {
 	if c.cancel != nil {
 		c.cancel()
 	}
+	c.source.keys.disconnected(c)
 	if w := c.writer.Load(); w != nil {
 		w.Close()
 	}
@@ -433,14 +434,6 @@ func (c *connection) requestKeyframe(media *description.Media) {
 		return
 	}
 	c.source.countKeyframe(askedRTCP)
-}
-
-// closeWriter ends the connection's part in the stream, after the client's end.
-func (c *connection) closeWriter() {
-	c.source.keys.disconnected(c)
-	if w := c.writer.Load(); w != nil {
-		w.Close()
-	}
 }
 
 // ntpTime decodes a 64-bit NTP timestamp (RFC 3550 §4) of the era that began in

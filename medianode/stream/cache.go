@@ -4,8 +4,14 @@ import "time"
 
 // How much is kept of what followed the last keyframe, if Config does not say.
 const (
-	defaultCacheBytes = 8 << 20
-	defaultCacheTime  = 15 * time.Second
+	DefaultCacheBytes = 8 << 20
+	DefaultCacheTime  = 15 * time.Second
+)
+
+// What a packet and a burst take besides the payload, about.
+const (
+	packetBytes = 200
+	burstBytes  = 150
 )
 
 // cache is what came since the last keyframe, for those who begin to watch in
@@ -17,15 +23,15 @@ type cache struct {
 	maxTime  time.Duration
 
 	bursts []*Burst // of video; what was handed out is not changed
-	bytes  int      // of payload
+	bytes  int      // of payload, and of what it takes to keep it
 }
 
 func newCache(maxBytes int, maxTime time.Duration) cache {
 	if maxBytes == 0 {
-		maxBytes = defaultCacheBytes
+		maxBytes = DefaultCacheBytes
 	}
 	if maxTime <= 0 {
-		maxTime = defaultCacheTime
+		maxTime = DefaultCacheTime
 	}
 	return cache{maxBytes: maxBytes, maxTime: maxTime}
 }
@@ -43,12 +49,13 @@ func (c *cache) put(b *Burst) {
 	case len(c.bursts) == 0:
 		return
 	}
-	if c.bytes+b.bytes > c.maxBytes || len(c.bursts) > 0 && b.Arrival.Sub(c.bursts[0].Arrival) > c.maxTime {
+	size := b.bytes + len(b.Packets)*packetBytes + burstBytes
+	if c.bytes+size > c.maxBytes || len(c.bursts) > 0 && b.Arrival.Sub(c.bursts[0].Arrival) > c.maxTime {
 		c.drop()
 		return
 	}
 	c.bursts = append(c.bursts, b)
-	c.bytes += b.bytes
+	c.bytes += size
 }
 
 // drop forgets everything.

@@ -277,7 +277,7 @@ func (h *h264) beginKeyframe(first bool) {
 	h.high, h.keyed = ts, true
 }
 
-// keep stores a parameter set, and tells whether it could.
+// keep stores a parameter set, and tells whether it is another than before.
 func (h *h264) keep(nal []byte) bool {
 	m := &h.in.stream.meter
 	changed, ok := h.sets.put(nal)
@@ -290,7 +290,7 @@ func (h *h264) keep(nal []byte) bool {
 			m.width, m.height = width, height
 		}
 	}
-	return true
+	return changed
 }
 
 // emit appends a payload to the pending burst, cut to fit into the MTU.

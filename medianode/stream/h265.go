@@ -246,7 +246,7 @@ func (h *h265) beginFrame() {
 	h.before.reset()
 }
 
-// keep stores a parameter set, and tells whether it could.
+// keep stores a parameter set, and tells whether it is another than before.
 func (h *h265) keep(nal []byte) bool {
 	changed, ok := h.sets.put(nal)
 	if !ok {
@@ -257,7 +257,7 @@ func (h *h265) keep(nal []byte) bool {
 		sps, _ := readHEVCSPS(nal)
 		h.size(sps.width, sps.height)
 	}
-	return true
+	return changed
 }
 
 // emit appends a payload to the pending burst, cut to fit into the MTU: the

@@ -14,6 +14,9 @@ import (
 const (
 	maxParameterSet  = 4096 // bytes
 	maxParameterSets = 32   // of each type
+	// maxSetBytes is how large those of a type may be together: they go before each
+	// keyframe, and before each picture that comes with another.
+	maxSetBytes = 8 << 10
 )
 
 // parameterSets are the latest sequence and picture parameter sets, by id.
@@ -59,8 +62,16 @@ func putSet(list *[]parameterSet, id uint32, nal []byte) (changed, ok bool) {
 	if found && bytes.Equal((*list)[i].nal, nal) {
 		return false, true
 	}
+	bytesKept := len(nal)
+	for k, s := range *list {
+		if !found || k != i {
+			bytesKept += len(s.nal)
+		}
+	}
 	nal = bytes.Clone(nal) // it outlives its packet by far
 	switch {
+	case bytesKept > maxSetBytes:
+		return false, false
 	case found:
 		(*list)[i].nal = nal
 	case len(*list) == maxParameterSets:

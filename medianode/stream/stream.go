@@ -184,6 +184,13 @@ func Supported(kind Kind, codec string) bool {
 // maxClockRate is the fastest RTP clock there is use for, in Hz.
 const maxClockRate = 192_000
 
+// Closed tells whether the stream has been closed.
+func (s *Stream) Closed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed != nil
+}
+
 // Tracks returns the tracks last published; none before the first Publish. The
 // result is shared: it must not be changed.
 func (s *Stream) Tracks() []Track {
