@@ -51,13 +51,17 @@ func (p *pulling) stop() {
 	}
 }
 
-// arrange makes the camera's feeds those of its profiles, in their order. The
-// streams of profiles that are no more are closed: their viewers come again. The
-// caller holds c.mu, or is newCamera.
+// arrange makes the camera's feeds those of its profiles, in their order: of a
+// camera that accepts few RTSP sessions no more than that. The streams of profiles
+// that are no more are closed: their viewers come again. The caller holds c.mu, or
+// is newCamera.
 func (c *camera) arrange() (gone []*feed) {
-	old := c.feeds
-	c.feeds = make([]*feed, 0, len(c.desired.Profiles))
-	for _, p := range c.desired.Profiles {
+	old, profiles := c.feeds, c.desired.Profiles
+	if most := c.desired.MaxSessions; most > 0 && most < len(profiles) {
+		profiles = profiles[:most]
+	}
+	c.feeds = make([]*feed, 0, len(profiles))
+	for _, p := range profiles {
 		i := slices.IndexFunc(old, func(f *feed) bool { return f.id == p.ID })
 		if i < 0 {
 			c.feeds = append(c.feeds, newFeed(c, p.ID))
@@ -69,16 +73,12 @@ func (c *camera) arrange() (gone []*feed) {
 	return old
 }
 
-// profiles returns what sessions can have of the camera. A camera that accepts
-// few RTSP sessions is not pulled more often than that.
+// profiles returns what sessions can have of the camera.
 func (c *camera) profiles() []session.Profile {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var out []session.Profile
-	for i, f := range c.feeds {
-		if most := c.desired.MaxSessions; most > 0 && i >= most {
-			break
-		}
+	out := make([]session.Profile, 0, len(c.feeds))
+	for _, f := range c.feeds {
 		out = append(out, session.Profile{ID: f.id, Stream: f.stream})
 	}
 	return out
@@ -135,6 +135,9 @@ func (c *camera) reconcile(ctx context.Context, now next) {
 	for _, f := range now.gone {
 		f.pulling.stop()
 		f.pulling = nil
+	}
+	if len(now.gone) > 0 {
+		c.announce()
 	}
 	for i, f := range now.feeds {
 		profile := now.desired.Profiles[i]

@@ -19,6 +19,9 @@ var clipData []byte
 //go:embed clip/long.h264
 var longData []byte
 
+//go:embed clip/small.h264
+var smallData []byte
+
 const (
 	frameRate   = 25
 	framePeriod = time.Second / frameRate

@@ -35,6 +35,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,6 +65,7 @@ type Config struct {
 
 	Addr    string   // host and port; "": a free port of 127.0.0.1
 	Cameras []string // names, which are the paths of their URLs
+	Small   []string // more of them, of 320x180 pixels and with a keyframe each second: sub profiles
 
 	Username, Password string // "": everyone may watch
 	Auth               Auth
@@ -123,11 +125,19 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{log: cfg.Log, cfg: cfg, clip: clip, byName: make(map[string]*camera)}
-	for i, name := range cfg.Cameras {
+	small, err := parseClip(smallData)
+	if err != nil {
+		return nil, err
+	}
+	for i, name := range slices.Concat(cfg.Cameras, cfg.Small) {
 		if name == "" || strings.ContainsAny(name, "/?# ") || s.byName[name] != nil {
 			return nil, fmt.Errorf("simulated camera %q: names must be different, and not empty, and have no %q", name, "/?# ")
 		}
-		cam := newCamera(name, i, clip, cfg)
+		shown := clip
+		if i >= len(cfg.Cameras) {
+			shown = small
+		}
+		cam := newCamera(name, i, shown, cfg)
 		s.cameras = append(s.cameras, cam)
 		s.byName[name] = cam
 	}

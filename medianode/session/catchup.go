@@ -55,6 +55,7 @@ func (v *viewer) catchUp(sh *shard) bool {
 	}
 	s := l.runs[0].shift
 	s.squeeze(first, last, l.timestamp, l.next > 0)
+	s.arrival = newest.Arrival
 	l.begin(run{sub: o.sub, shift: s, recent: recent})
 	v.held, v.mute, v.resumed, v.key = false, false, false, false
 	v.upTo, v.fresh = recent[0].Seq, true
@@ -194,6 +195,9 @@ func (v *viewer) advance(sh *shard, packets int, now time.Time) {
 		if !v.emit(sh, b, to, now) {
 			v.stopCatching(now)
 			return
+		}
+		if r := &l.runs[0]; l.at.Before(r.shift.arrival) {
+			l.at = r.shift.arrival // that is what its timestamp says
 		}
 		v.upTo = b.Seq + 1
 		packets -= len(b.Packets)

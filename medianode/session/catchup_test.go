@@ -145,6 +145,34 @@ func TestSqueeze(t *testing.T) {
 	}
 }
 
+// Who goes over to another profile while catching up does not have its time leap
+// by what it has not seen yet.
+func TestSwitchWhileCatchingUp(t *testing.T) {
+	clock := time.Now()
+	r := newRigOf(t, 1, stream.Config{Clock: func() time.Time { return clock }})
+	other := newRigOf(t, 1, stream.Config{Clock: func() time.Time { return clock }})
+	for range 200 {
+		clock = clock.Add(40 * time.Millisecond)
+		r.frame(false)
+		r.send()
+	}
+	other.frame(true)
+	v := r.late(t)
+	if !r.catchUp() {
+		t.Fatal("there is nothing left to catch up with")
+	}
+	had := v.lanes[stream.Video].timestamp
+	v.session.cfg.Profiles = append(v.session.cfg.Profiles, Profile{ID: "sub", Stream: other.stream})
+	v.steered(r.shard, other.stream, choice{profile: 1})
+	if v.seat.outlet.stream != other.stream {
+		t.Fatal("it has not gone over")
+	}
+	r.send()
+	if d := int32(v.lanes[stream.Video].timestamp - had); d <= 0 || d > 9000 {
+		t.Errorf("the picture of the other profile is %d ticks after the one before", d)
+	}
+}
+
 // What is squeezed is forgotten once it has been caught up: timestamps come round
 // after half a day, and would be squeezed again.
 func TestSqueezeIsForgotten(t *testing.T) {

@@ -21,8 +21,8 @@ type course struct {
 	camera    fleet.CameraStatus
 	choice    choice
 	connected bool
-	spent     uint64 // counts.spent when it was looked at last
-	spentAt   time.Time
+	spent     uint64    // counts.spent when it was looked at last
+	spentAt   time.Time // when that was seen to have grown, last
 	told      *Status
 
 	taken     atomic.Int32 // index of the profile that the viewer gets, and one; 0: none yet
@@ -60,13 +60,12 @@ func (s *Session) SetViewport(v Viewport) {
 }
 
 // sight returns what is known of the viewer.
-func (s *Session) sight() sight {
+func (s *Session) sight(now time.Time) sight {
 	out := sight{visible: true, loss: float64(s.feedback.fraction.Load()) / 256, estimate: s.feedback.estimate.Load()}
-	spent := s.counts.spent.Load()
-	if spent != s.course.spent {
-		s.course.spent, s.course.spentAt = spent, time.Now()
+	if spent := s.counts.spent.Load(); spent != s.course.spent {
+		s.course.spent, s.course.spentAt = spent, now
 	}
-	out.exhausted = time.Since(s.course.spentAt) < spentFor
+	out.exhausted = !s.course.spentAt.IsZero() && now.Sub(s.course.spentAt) < spentFor
 	s.course.mu.Lock()
 	defer s.course.mu.Unlock()
 	if v := s.course.viewport; v != nil {
@@ -81,7 +80,7 @@ func (s *Session) candidates(plan *plan) []candidate {
 	for i, p := range s.cfg.Profiles {
 		video := trackOf(p.Stream.Tracks(), stream.Video)
 		out[i].fits = !p.Stream.Closed() && (video == nil || plan.takes(video.Codec) && p.Stream.BFrames() != fleet.BFramesReferenced)
-		if i > 0 || len(out) > 1 {
+		if len(out) > 1 {
 			stats := p.Stream.Stats()
 			out[i].width, out[i].bps = stats.Width, stats.BitrateBPS
 		}
@@ -120,7 +119,7 @@ func (s *Session) steer(timer *time.Timer) error {
 	if err := s.unplayable(profiles); err != nil {
 		return err
 	}
-	chosen, next := c.steering.decide(now, profiles, s.sight())
+	chosen, next := c.steering.decide(now, profiles, s.sight(now))
 	if timer != nil {
 		if timer.Stop(); !next.IsZero() {
 			timer.Reset(max(next.Sub(now), 0))
@@ -129,8 +128,16 @@ func (s *Session) steer(timer *time.Timer) error {
 	c.unsettled.Store(c.steering.floor > 0 || !c.steering.bad.IsZero())
 	before := c.choice
 	c.choice = chosen
-	if !chosen.paused {
+	switch taken := int(c.taken.Load()) - 1; {
+	case !chosen.paused:
 		s.hold(chosen.profile)
+		if taken >= 0 && !before.paused {
+			s.hold(taken) // the viewer may have gone over to it when it was no longer wanted
+		}
+	case !before.paused:
+		// What is reported of what is sent then is something else.
+		s.feedback.fraction.Store(0)
+		s.feedback.estimate.Store(0)
 	}
 	if v := s.viewer.Load(); v != nil && c.connected && before != chosen {
 		from := s.cfg.Profiles[chosen.profile].Stream
@@ -146,7 +153,8 @@ func (s *Session) steer(timer *time.Timer) error {
 // that it cannot be played may be true of its last connection only.
 func (s *Session) settle() error {
 	c, profiles := &s.course, s.candidates(s.plan)
-	c.choice, _ = c.steering.decide(time.Now(), profiles, s.sight())
+	now := time.Now()
+	c.choice, _ = c.steering.decide(now, profiles, s.sight(now))
 	if !c.choice.paused {
 		s.hold(c.choice.profile)
 	}
@@ -232,7 +240,7 @@ func (v *viewer) steered(sh *shard, from *stream.Stream, chosen choice) {
 		v.paused, v.held, v.resumed, v.catching = true, true, true, false
 		v.lanes[stream.Video].forget()
 	}
-	v.aim(sh, from, chosen.paused)
+	v.aim(sh, from, chosen.paused || v.paused)
 	if v.paused && !chosen.paused {
 		v.paused = false
 		if v.route.Load() == nil || !v.catchUp(sh) {
@@ -243,16 +251,18 @@ func (v *viewer) steered(sh *shard, from *stream.Stream, chosen choice) {
 
 // aim has the viewer get another stream: with what is recent of it if that is not
 // too much, or if there is no picture anyway, else from its next keyframe on.
+// paused: it gets nothing now, and the seat is all that changes.
 func (v *viewer) aim(sh *shard, from *stream.Stream, paused bool) {
-	switch from {
-	case v.seat.outlet.stream:
+	switch {
+	case from == v.seat.outlet.stream:
 		sh.vacate(&v.next)
 		return
-	case v.nextStream():
-		return
+	case from != v.nextStream():
+		sh.vacate(&v.next)
+		sh.sit(v, &v.next, from)
+	case !paused:
+		return // its keyframe is waited for
 	}
-	sh.vacate(&v.next)
-	sh.sit(v, &v.next, from)
 	o := v.next.outlet
 	recent, bytes := o.seen(o.sub.Recent()), 0
 	for _, b := range recent {

@@ -84,6 +84,7 @@ type shift struct {
 	// begin+width. span 0: nothing is.
 	first, span  uint32
 	begin, width uint32
+	arrival      time.Time // of the last of it
 }
 
 // squeezed is how long the past lasts for a viewer, in ticks of 90 kHz: less than
@@ -138,7 +139,10 @@ func (l *lane) follow(sub *stream.Subscription, timestamp uint32, arrival time.T
 		if passed := arrival.Sub(l.at); passed > 0 && l.clockRate > 0 {
 			step += ticks(passed, l.clockRate)
 		}
-		s.offset = l.timestamp + max(step, squeezed+1) - timestamp
+		if l.kind == stream.Video {
+			step = max(step, squeezed+1) // room for what is recent
+		}
+		s.offset = l.timestamp + step - timestamp
 	}
 	l.begin(run{sub: sub, shift: s})
 }
@@ -175,7 +179,7 @@ func (l *lane) number(p *stream.Packet, resumed bool) uint64 {
 
 // sent accounts for a packet.
 func (l *lane) sent(p *stream.Packet, index uint64, timestamp uint32) {
-	l.latest, l.next, l.complete = p.Index, index+1, p.Marker
+	l.latest, l.next, l.complete = p.Index, index+1, p.Marker || l.kind == stream.Audio
 	l.packets++
 	l.octets += uint32(len(p.Payload))
 	l.timestamp = timestamp

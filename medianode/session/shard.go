@@ -262,10 +262,8 @@ func (sh *shard) serve(o *outlet) {
 	for range maxTurn {
 		b, err := o.sub.Poll()
 		if err != nil {
-			for _, v := range o.seats {
-				if v.seat.outlet == o {
-					v.session.fail(err)
-				}
+			for _, v := range o.seats { // those too that are about to get it
+				v.session.fail(err)
 			}
 		}
 		if err != nil || b == nil {

@@ -1,6 +1,9 @@
 package session
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // A session gets one of its camera's profiles at a time. Which one is decided from
 // how large the picture is shown, what the path to the viewer carries, and what
@@ -22,7 +25,8 @@ const (
 	lossBad   = 0.10
 	lossWorst = 0.25
 	badAfter  = 3 * time.Second
-	// lossGood is what must not be exceeded for cleanAfter for it to get more again.
+	// lossGood is what must not be exceeded for cleanAfter for it to get more again;
+	// for more than keyframes, lossBad is.
 	lossGood   = 0.03
 	cleanAfter = 10 * time.Second
 	// relapse is how soon after it got more a bad path means that it was too early:
@@ -30,11 +34,14 @@ const (
 	relapse   = 20 * time.Second
 	cleanMost = 3 * time.Minute
 	// estimateShare is the share of a profile's bit rate that the path must be
-	// estimated to carry.
+	// estimated to carry. An estimate that grows says nothing yet: browsers begin
+	// with what they got before, and add 8 % a second.
 	estimateShare = 0.85
 
 	// avoidFirst is how long a profile that failed is left alone if another will do;
-	// it doubles up to avoidMost.
+	// it doubles up to avoidMost. One that is live again is taken back at once, unless
+	// it was live for less than avoidFirst before it failed: then it must first be
+	// live for that long, which doubles too.
 	avoidFirst = 30 * time.Second
 	avoidMost  = 5 * time.Minute
 
@@ -57,9 +64,9 @@ type sight struct {
 	width   int  // of the box that the picture is shown in, in pixels; 0: unknown
 	visible bool // somebody can see it
 
-	loss      float64 // share of packets, by the latest report; below 0: there has been none since
+	loss      float64 // share of packets, by the latest report
 	estimate  int64   // bits per second that the path carries, as the viewer says; 0: unknown
-	exhausted bool    // it asked for more again than it may have
+	exhausted bool    // it has asked for more again than it may have, lately
 }
 
 // choice is what a viewer is to get.
@@ -72,36 +79,61 @@ type choice struct {
 // steering decides. The zero value begins with the first profile.
 type steering struct {
 	choice choice
+	begun  bool // a choice has been made
 
-	size     int       // the profile that fits the box
-	resized  time.Time // when the box began to want another; zero: it does not
-	hidden   time.Time // since when nobody looks; zero: somebody does
-	floor    int       // the path carries none better than this
-	bad      time.Time // since when the path has been bad; zero: it is not
-	clean    time.Time // since when it has been good; zero: it is not
-	wait     time.Duration
-	raised   time.Time // when the viewer was given more, last
-	avoid    []time.Time
-	avoided  []time.Duration
-	begun    bool
+	size    int       // the profile that fits the box
+	wider   bool      // what the box wants is a better one than that
+	resized time.Time // since when it has wanted another; zero: it does not
+	hidden  time.Time // since when nobody looks; zero: somebody does
+
+	floor  int           // the path carries none better than this; len(profiles): keyframes only
+	bad    time.Time     // since when the path has been bad; zero: it is not
+	clean  time.Time     // since when it has been good; zero: it is not, or there is no more to have
+	wait   time.Duration // how long it must be good
+	least  int64         // what a too low estimate must exceed by a twentieth to be one that grows; 0: it is not too low
+	raised time.Time     // when the viewer was given more, last; zero: the path has been bad since, or good for long
+
+	trials   []trial // of the profiles
 	nextLook time.Time
+}
+
+// trial is what is remembered of a profile's failures.
+type trial struct {
+	live     time.Time     // since when it has come; zero: it does not
+	relapses int           // how often it failed soon after it had come, in a row
+	until    time.Time     // it is left alone before
+	wait     time.Duration // how long it was, last; 0: it has come since
 }
 
 // decide returns the choice, and when to decide again if nothing changes; zero:
 // there is no need.
 func (s *steering) decide(now time.Time, profiles []candidate, v sight) (choice, time.Time) {
-	s.nextLook = time.Time{}
-	if len(s.avoid) != len(profiles) {
-		s.avoid, s.avoided = make([]time.Time, len(profiles)), make([]time.Duration, len(profiles))
+	if len(s.trials) != len(profiles) {
+		s.trials = make([]trial, len(profiles))
 	}
+	// What is chosen changes what there is to wait for.
+	for again := true; again; {
+		before, floor := s.choice, s.floor
+		s.step(now, profiles, v)
+		again = s.choice != before || s.floor != floor
+	}
+	return s.choice, s.nextLook
+}
+
+// step decides once. It changes nothing twice at one time: each change begins a
+// wait.
+func (s *steering) step(now time.Time, profiles []candidate, v sight) {
+	s.nextLook = time.Time{}
 	usable := s.usable(now, profiles)
 	s.fit(now, profiles, v)
-	s.weigh(now, profiles, v)
-	s.choice.profile = pick(usable, max(s.size, s.floor), s.choice.profile)
+	s.weigh(now, profiles, usable, v)
+	if p := pick(usable, max(s.size, s.floor), s.choice.profile); p != s.choice.profile {
+		s.choice.profile = p
+		s.bad, s.least = time.Time{}, 0 // of the path's state with another one nothing is known
+	}
 	s.choice.thin = s.floor >= len(profiles)
 	s.choice.paused = s.pause(now, v)
 	s.begun = true
-	return s.choice, s.nextLook
 }
 
 // at notes that something is to be decided at a time.
@@ -111,24 +143,57 @@ func (s *steering) at(t time.Time) {
 	}
 }
 
-// usable returns which profiles can be had.
+// usable returns which profiles can be had; all that fit, if none can.
 func (s *steering) usable(now time.Time, profiles []candidate) []bool {
 	out := make([]bool, len(profiles))
 	for i, p := range profiles {
-		switch {
-		case p.failed && now.After(s.avoid[i]):
-			s.avoided[i] = min(max(avoidFirst, 2*s.avoided[i]), avoidMost)
-			s.avoid[i] = now.Add(s.avoided[i])
-		case p.live:
-			s.avoid[i], s.avoided[i] = time.Time{}, 0
-		}
-		avoid := now.Before(s.avoid[i])
+		t := &s.trials[i]
+		t.see(now, p, s.begun)
+		avoid := now.Before(t.until)
 		out[i] = p.fits && !p.failed && !avoid
 		if p.fits && avoid {
-			s.at(s.avoid[i])
+			s.at(t.until)
+		}
+	}
+	// Where there is no other, one that is to be left alone is better than one that
+	// fails, and one that fails better than one that cannot be played.
+	for _, will := range []func(candidate) bool{
+		func(p candidate) bool { return p.fits && !p.failed },
+		func(p candidate) bool { return p.fits },
+	} {
+		if slices.Contains(out, true) {
+			break
+		}
+		for i, p := range profiles {
+			out[i] = will(p)
 		}
 	}
 	return out
+}
+
+// see notes how a profile does now. begun: it has been looked at before.
+func (t *trial) see(now time.Time, p candidate, begun bool) {
+	switch {
+	case p.live && t.live.IsZero():
+		t.live, t.until, t.wait = now, time.Time{}, 0
+		if !begun {
+			t.live = now.Add(-avoidFirst) // nobody has seen it fail
+		}
+		if t.relapses > 0 {
+			t.until = now.Add(min(avoidFirst<<(t.relapses-1), avoidMost))
+		}
+	case p.live && now.Sub(t.live) >= avoidMost:
+		t.relapses = 0
+	case !p.live && !t.live.IsZero():
+		if p.failed && now.Sub(t.live) < avoidFirst { // or it is just not pulled any longer
+			t.relapses = min(t.relapses+1, 10)
+		}
+		t.live = time.Time{}
+	}
+	if p.failed && !now.Before(t.until) {
+		t.wait = min(max(avoidFirst, 2*t.wait), avoidMost)
+		t.until = now.Add(t.wait)
+	}
 }
 
 // pick returns the usable profile at or after want, else the nearest before it;
@@ -147,37 +212,24 @@ func pick(usable []bool, want, current int) int {
 	return current
 }
 
-// fit follows the box that the picture is shown in.
+// fit follows the box that the picture is shown in: at once while there is no
+// picture.
 func (s *steering) fit(now time.Time, profiles []candidate, v sight) {
-	if v.width == 0 || !v.visible {
+	if v.width <= 0 || !v.visible {
 		s.resized = time.Time{}
 		return
 	}
-	want := 0
-	for i := len(profiles) - 1; i > 0; i-- {
-		width := profiles[i].width
-		if width == 0 {
-			width = guessedWidth
-		}
-		if profiles[i].fits && float64(width) >= sizeShare*float64(v.width) {
-			want = i
-			break
-		}
-	}
-	if want == s.size {
-		s.resized = time.Time{}
+	want := fitting(profiles, v.width)
+	if want == s.size || !s.begun || s.choice.paused {
+		s.size, s.resized = want, time.Time{}
 		return
 	}
-	if !s.begun {
-		s.size = want
-		return
+	if wider := want < s.size; s.resized.IsZero() || wider != s.wider {
+		s.resized, s.wider = now, wider
 	}
-	if s.resized.IsZero() {
-		s.resized = now
-	}
-	after := growAfter
-	if want > s.size {
-		after = shrinkAfter
+	after := shrinkAfter
+	if s.wider {
+		after = growAfter
 	}
 	if now.Sub(s.resized) >= after {
 		s.size, s.resized = want, time.Time{}
@@ -186,30 +238,55 @@ func (s *steering) fit(now time.Time, profiles []candidate, v sight) {
 	s.at(s.resized.Add(after))
 }
 
-// weigh follows the path to the viewer.
-func (s *steering) weigh(now time.Time, profiles []candidate, v sight) {
-	if s.wait == 0 {
-		s.wait = cleanAfter
+// fitting returns the last profile that is large enough for a box of a width.
+func fitting(profiles []candidate, box int) int {
+	for i := len(profiles) - 1; i > 0; i-- {
+		width := profiles[i].width
+		if width == 0 {
+			width = guessedWidth
+		}
+		if profiles[i].fits && float64(width) >= sizeShare*float64(box) {
+			return i
+		}
 	}
-	if s.choice.paused || v.loss < 0 {
-		s.bad, s.clean = time.Time{}, time.Time{}
+	return 0
+}
+
+// weigh follows the path to the viewer.
+func (s *steering) weigh(now time.Time, profiles []candidate, usable []bool, v sight) {
+	if s.wait == 0 || !s.raised.IsZero() && now.Sub(s.raised) >= cleanMost {
+		s.wait, s.raised = cleanAfter, time.Time{}
+	}
+	if s.choice.paused {
+		s.bad, s.clean, s.least = time.Time{}, time.Time{}, 0
 		return
 	}
 	current := s.choice.profile
-	last := current >= len(profiles)-1
-	limit := lossBad
+	lesser := current + 1 // that there is; len(profiles): none
+	for lesser < len(profiles) && !usable[lesser] {
+		lesser++
+	}
+	last, thin := lesser >= len(profiles), s.floor >= len(profiles)
+	limit, good := lossBad, lossGood
 	if last {
 		limit = lossWorst
 	}
+	if thin {
+		good = lossBad
+	}
 	narrow := !last && v.estimate > 0 && float64(v.estimate) < estimateShare*float64(profiles[current].bps)
+	lossy := v.loss > limit || v.exhausted
+	if s.grows(narrow, v.estimate) && !lossy {
+		s.bad = time.Time{}
+	}
 	switch {
-	case v.loss > limit || v.exhausted || narrow:
+	case lossy || narrow:
 		s.clean = time.Time{}
+		if thin {
+			return // there is no less
+		}
 		if s.bad.IsZero() {
 			s.bad = now
-		}
-		if s.floor >= len(profiles) {
-			return // there is no less
 		}
 		if now.Sub(s.bad) < badAfter {
 			s.at(s.bad.Add(badAfter))
@@ -218,27 +295,49 @@ func (s *steering) weigh(now time.Time, profiles []candidate, v sight) {
 		if !s.raised.IsZero() && now.Sub(s.raised) < relapse {
 			s.wait = min(2*s.wait, cleanMost)
 		}
-		s.floor, s.bad = max(s.floor, current)+1, time.Time{}
-	case v.loss <= lossGood:
-		s.bad = time.Time{}
-		if s.floor == 0 {
-			s.clean = time.Time{}
-			return
-		}
-		if s.clean.IsZero() {
-			s.clean = now
-		}
-		if now.Sub(s.clean) < s.wait {
-			s.at(s.clean.Add(s.wait))
-			return
-		}
-		s.floor--
-		s.raised, s.clean = now, now
-	default:
+		s.floor, s.bad, s.raised = lesser, time.Time{}, time.Time{}
+	case v.loss > good:
 		s.bad, s.clean = time.Time{}, time.Time{}
+	default:
+		s.bad = time.Time{}
+		s.recover(now, usable, thin)
 	}
-	if !s.raised.IsZero() && now.Sub(s.raised) >= cleanMost {
-		s.wait, s.raised = cleanAfter, time.Time{}
+}
+
+// grows tells whether an estimate that is too low has grown.
+func (s *steering) grows(low bool, estimate int64) bool {
+	if !low {
+		s.least = 0
+		return false
+	}
+	if estimate <= s.least+s.least/20 {
+		return false
+	}
+	s.least = estimate
+	return true
+}
+
+// recover gives the viewer more when the path has been good for long enough.
+func (s *steering) recover(now time.Time, usable []bool, thin bool) {
+	if s.floor == 0 {
+		s.clean = time.Time{}
+		return
+	}
+	if s.clean.IsZero() {
+		s.clean = now
+	}
+	if now.Sub(s.clean) < s.wait {
+		s.at(s.clean.Add(s.wait))
+		return
+	}
+	s.raised, s.clean = now, now
+	if thin {
+		s.floor = s.choice.profile
+	} else {
+		s.floor--
+	}
+	for s.floor > 0 && !usable[s.floor] {
+		s.floor--
 	}
 }
 
