@@ -99,6 +99,9 @@ func (s *Session) unplayable(profiles []candidate) error {
 	if slices.ContainsFunc(profiles, func(p candidate) bool { return p.fits }) {
 		return nil
 	}
+	if !slices.ContainsFunc(s.cfg.Profiles, func(p Profile) bool { return !p.Stream.Closed() }) {
+		return nil // the camera was let go: the board says why
+	}
 	var sends []stream.Track
 	for _, p := range s.cfg.Profiles {
 		if p.Stream.BFrames() == fleet.BFramesReferenced {
@@ -157,9 +160,6 @@ func (s *Session) settle() error {
 	c.choice, _ = c.steering.decide(now, profiles, s.sight(now))
 	if !c.choice.paused {
 		s.hold(c.choice.profile)
-	}
-	if !slices.ContainsFunc(s.cfg.Profiles, func(p Profile) bool { return !p.Stream.Closed() }) {
-		return nil // the camera is being let go, and Run says why
 	}
 	return s.unplayable(profiles)
 }
