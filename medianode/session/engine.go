@@ -1,6 +1,6 @@
-// Package session is one viewer's session: SDP, RTCP, and the way of a stream's
-// packets to the viewer, sealed. What carries them, ICE and DTLS, is package
-// transport's.
+// Package session is one viewer's session: SDP, RTCP, the choice among the
+// camera's profiles, and the way of a stream's packets to the viewer, sealed. What
+// carries them, ICE and DTLS, is package transport's.
 //
 // An Engine is made once per node. Engine.Open answers a viewer's offer;
 // Session.Run then goes on until the viewer or the camera is gone.
@@ -15,14 +15,27 @@
 // with sequence numbers that go on. The packets that viewers ask for again are the
 // stream's, kept once for all of them.
 //
+// A viewer begins with what the stream has kept since the camera's last keyframe,
+// squeezed into a hundredth of a second, and goes on with what is live
+// (catchup.go): so it has a picture at once, whatever the keyframe interval. Audio
+// waits until then. A session gets one of its camera's profiles at a time: which
+// one follows from the size of the picture, the path, and what the camera has
+// (steer.go, course.go). A switch is a keyframe, with numbers and timestamps that go
+// on. Nothing is sent while nobody looks.
+//
 // What is negotiated: one video section and, if the viewer offers one, one
 // audio section, both only sent. One payload type for each codec that both sides
 // know, of several the one whose profile fits the camera best: H264 with
 // packetization mode 1, H265, AV1, VP9 and VP8; OPUS, G722, PCMU and PCMA. What is
-// sent is what the camera sends. Feedback: NACK, answered over RTX where offered (RFC 4588)
-// and within a budget (resend.go); PLI and FIR, which ask the camera for a
-// keyframe. Sections that are not sent in are answered as inactive. No header
-// extensions, no congestion control, no data channels.
+// sent is what the camera sends. Feedback: NACK, answered over RTX where offered (RFC
+// 4588) and within a budget (resend.go); PLI and FIR, answered from what the stream
+// has kept, and passed on to the camera; REMB, where the camera has more than one
+// profile. Header extensions (RFC 8285), where offered: playout-delay, by which a
+// viewer that loses packets is told to hold pictures back (cushion.go),
+// abs-capture-time, and abs-send-time together with REMB. Sections that are not
+// sent in are answered as inactive. No congestion control but the choice of a
+// profile, no transport-wide feedback, no forward error correction, no data
+// channels.
 //
 // Encryption is DTLS-SRTP with the node as DTLS server, preferring
 // AEAD_AES_128_GCM, then AEAD_AES_256_GCM, then AES128_CM_HMAC_SHA1_80: by what

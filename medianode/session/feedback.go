@@ -9,7 +9,7 @@ import (
 	"fanlight/medianode/stream"
 )
 
-// keyframePause is how often one viewer's wish for a keyframe is heard. The
+// keyframePause is how often one viewer's wish for a keyframe is heard, at most. The
 // stream coalesces those of all viewers to one a second.
 const keyframePause = 200 * time.Millisecond
 

@@ -37,8 +37,8 @@ type OpenConfig struct {
 	// It should not block. nil: they are dropped.
 	OnCandidate func(Candidate)
 	// OnStatus takes what is seen of the camera, and which profile the viewer gets: at
-	// Run's start, and whenever that changes. Run calls it, one call at a time. It should not block. nil:
-	// nobody is told.
+	// Run's start, and whenever that changes. Run calls it, one call at a time. It
+	// should not block. nil: nobody is told.
 	OnStatus func(Status)
 	// Codecs orders the answer's audio codecs by RTP encoding name, best first.
 	// It excludes none: what is sent is the camera's codec.

@@ -1,9 +1,9 @@
 // Package source pulls one profile of one camera over RTSP (RFC 2326) and writes
 // what it sends into a stream.Stream.
 //
-// A [Source] connects, asks what there is (DESCRIBE), sets up the first video
-// track that a stream can carry and the first such audio track, and plays them.
-// RTP packets go into the stream as they come, with the NTP time of RTCP sender
+// A [Source] connects, asks what there is (DESCRIBE), sets up the video track that
+// a stream can carry and most browsers play, and the first audio track that a
+// stream can carry, and plays them. RTP packets go into the stream as they come, with the NTP time of RTCP sender
 // reports; a keyframe that the stream wants is asked for by a picture loss
 // indication (RTCP PLI), or over ONVIF where that has no effect. There is one RTSP
 // session, whatever the number of viewers.

@@ -43,21 +43,23 @@
 //   - OPUS, G722, PCMU and PCMA pass as they are.
 //
 // A burst is flushed by the marker bit, by the 17th packet of its access unit, by
-// a keyframe that begins, or by the first packet of the next access unit. There is no timer: what a camera
-// without marker bits sends leaves one frame later, and what a camera sent of
-// an access unit before it fell silent leaves with its next packet.
+// a keyframe that begins, or by the first packet of the next access unit. There is
+// no timer: what a camera without marker bits sends leaves one frame later, and what
+// a camera sent of an access unit before it fell silent leaves with its next packet.
 //
 // Packets are immutable once they are handed out, and nobody copies a payload.
 // The latest are kept for viewers who missed them (Subscription.Retained), once
 // for all, while anybody subscribes.
 //
+// What came since the last keyframe is kept too, whether or not anybody subscribes
+// and bounded in bytes and time, for those who begin in between
+// (Subscription.Recent). Who does not ask for it begins with the next keyframe. The
+// camera is asked for one, each second until it begins, when a subscription says
+// so, has lost its place by an overflow, or sees a new connection that does not
+// begin with one, and when packets were lost while anybody subscribes.
+//
 // Packets that arrive late are dropped, for reordering is the source's part
-// (gortsplib has it for UDP); malformed ones are dropped and counted. There is no
-// cache of past packets: a subscription starts
-// with the next keyframe. The camera is asked for one, each second until it
-// begins, when a subscription says so, has lost its place by an overflow, or sees
-// a new connection that does not begin with one, and when packets were lost while
-// anybody subscribes.
+// (gortsplib has it for UDP); malformed ones are dropped and counted.
 //
 // The package knows neither RTSP nor WebRTC and performs no I/O. It starts no
 // goroutine.
