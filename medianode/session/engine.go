@@ -15,14 +15,29 @@
 // with sequence numbers that go on. The packets that viewers ask for again are the
 // stream's, kept once for all of them.
 //
+// A viewer who comes between two keyframes gets at once what the stream has kept
+// since the last, squeezed into a hundredth of a second, and then what is live
+// (catchup.go); so does one that asks for a keyframe. A session has all of its
+// camera's profiles, of which the viewer gets one: by the size of the box that it
+// shows it in, by what the path carries, and by what the camera has (steer.go,
+// which decides, and course.go, which has it so). It says which it needs
+// (OpenConfig.Hold). A viewer who does not look gets nothing. Whatever is sent, past,
+// live, or another profile, is to the viewer one sequence of numbers and
+// timestamps that go on; each part of it is a run of its lane (lane.go), of which
+// it can still ask for packets when the next has begun.
+//
 // What is negotiated: one video section and, if the viewer offers one, one
 // audio section, both only sent. One payload type for each codec that both sides
 // know, of several the one whose profile fits the camera best: H264 with
 // packetization mode 1, H265, AV1, VP9 and VP8; OPUS, G722, PCMU and PCMA. What is
 // sent is what the camera sends. Feedback: NACK, answered over RTX where offered (RFC 4588)
-// and within a budget (resend.go); PLI and FIR, which ask the camera for a
-// keyframe. Sections that are not sent in are answered as inactive. No header
-// extensions, no congestion control, no data channels.
+// and within a budget (resend.go); PLI and FIR, answered from what is kept, and by
+// asking the camera for a keyframe; REMB, of a camera with several profiles.
+// Header extensions (extension.go): the playout delay, which is 0 unless the viewer
+// loses packets (cushion.go); the time of capture; and with REMB the time of
+// sending. Sections that are not sent in are answered as inactive. What leaves is
+// not paced by the path's state, which only chooses among the profiles. No data
+// channels.
 //
 // Encryption is DTLS-SRTP with the node as DTLS server, preferring
 // AEAD_AES_128_GCM, then AEAD_AES_256_GCM, then AES128_CM_HMAC_SHA1_80: by what
