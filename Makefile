@@ -19,6 +19,9 @@ export NO_COLOR := 1
 # How long "make fuzz" spends on each target.
 FUZZTIME ?= 30s
 
+# How often "make join" begins to watch each camera.
+JOINS ?= 10
+
 # How long "make loss" watches each row, and "make soak" all of it.
 LOSSTIME ?= 30s
 SOAKTIME ?= 30m
@@ -58,7 +61,7 @@ unit: ## Go's unit and integration tests, with the race detector
 
 .PHONY: e2e
 e2e: ## End-to-end tests with cameras, browsers and clients by others; E2E=TestUp runs one
-	$(GO) test -tags e2e -count=1 -timeout 12m $(if $(E2E),-v -run '^$(E2E)$$') ./e2e
+	$(GO) test -tags e2e -count=1 -timeout 20m $(if $(E2E),-v -run '^$(E2E)$$') ./e2e
 
 .PHONY: compatibility
 compatibility: ## Play real cameras in real clients, and write docs/compatibility.md
@@ -101,6 +104,10 @@ fuzz: ## Run every fuzz target for FUZZTIME (30s)
 .PHONY: loss
 loss: ## What Chromium makes of networks that lose and delay packets: a table, LOSSTIME (30s) a row; as root
 	E2E_LOSS=$(LOSSTIME) $(GO) test -tags e2e -count=1 -timeout 1h -v -run '^TestLossTable$$' ./e2e
+
+.PHONY: join
+join: ## How soon Chromium shows a picture after a click: a table, JOINS (10) clicks a row
+	E2E_JOINS=$(JOINS) $(GO) test -tags e2e -count=1 -timeout 1h -v -run '^TestJoin$$' ./e2e
 
 .PHONY: soak
 soak: build ## Whether anything grows in SOAKTIME (30m) of joins, leaves, lost cameras and switches

@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -84,7 +85,7 @@ all of them over WHEP, by default settings on both sides.
 - **plays**: at least %[2]d pictures were decoded within %[3]d s of joining; *with sound*: and at least %[4]d buffers or packets of sound.
 - **plays, no sound**: the picture does, and the camera's status says why there is no sound.
 - **plays, B-frames left out**: the picture does, and the camera's status says what becomes of its B-frames.
-- **plays with gaps**: pictures that the loss has damaged are left out until the next keyframe. How many are left differs from run to run; where it is fewer than %[2]d, the verdict blames the camera.
+- **plays with gaps**: pictures that the loss has damaged are left out until the next keyframe. How many are left differs from run to run; where it is fewer than %[2]d, the verdict blames the camera, or its status has how many packets were lost.
 - Anything else is the reason that the client, or the camera's state, was given: [errors.md](errors.md) explains it.
 
 `, renewal, compatFrames, int(compatPatience.Seconds()), compatSounds)
@@ -98,32 +99,38 @@ all of them over WHEP, by default settings on both sides.
 		fmt.Fprintf(&b, "- **%s**: %s\n", camera.Title, camera.About)
 	}
 	b.WriteString("\n## What was said\n\nThe texts beside the reasons, which may be put into other words at any time.\n\n")
-	for _, client := range compatClients {
-		m.writeSaid(&b, client)
-	}
+	m.writeSaid(&b)
 	return b.String()
 }
 
-// writeSaid writes each text that a client was given, once, with the cameras.
-func (m *matrix) writeSaid(b *strings.Builder, client compatClient) {
+// writeSaid writes each text once, with the cameras and the clients that it was
+// about.
+func (m *matrix) writeSaid(b *strings.Builder) {
 	var texts []string
-	cameras := map[string][]string{}
+	cameras, clients := map[string][]string{}, map[string][]string{}
 	for _, camera := range compatCameras {
-		cell := camera.Name + " " + client.name
-		text, ok := m.said[cell]
-		if !ok || m.cells[cell] == gaps {
-			continue
+		for _, client := range compatClients {
+			cell := camera.Name + " " + client.name
+			text, ok := m.said[cell]
+			if !ok || m.cells[cell] == gaps {
+				continue
+			}
+			if cameras[text] == nil {
+				texts = append(texts, text)
+			}
+			if !slices.Contains(cameras[text], camera.Title) {
+				cameras[text] = append(cameras[text], camera.Title)
+			}
+			if !slices.Contains(clients[text], client.name) {
+				clients[text] = append(clients[text], client.name)
+			}
 		}
-		if cameras[text] == nil {
-			texts = append(texts, text)
-		}
-		cameras[text] = append(cameras[text], camera.Title)
 	}
 	for _, text := range texts {
 		of := cameras[text][0]
 		if n := len(cameras[text]); n > 1 {
 			of = fmt.Sprintf("%d cameras", n)
 		}
-		fmt.Fprintf(b, "- %s, %s: %s\n", client.name, of, text)
+		fmt.Fprintf(b, "- %s in %s: %s\n", of, strings.Join(clients[text], ", "), text)
 	}
 }

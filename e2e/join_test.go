@@ -10,8 +10,10 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -29,26 +31,56 @@ var joinScript string
 // for the next keyframe of a camera that has one every 4 s or 10 s has no picture
 // so soon.
 const (
-	joins       = 10 // of each camera
 	joinP95     = 2 * time.Second
 	catchUpMost = time.Second           // from the first frame to the first that is live
 	laterMost   = 60 * time.Millisecond // a frame, and one of the screen's
 )
+
+// joinsEnv is how many times each camera is begun to be watched, one camera after
+// the other. Where it is not set, few times, and the cameras at the same time.
+const joinsEnv = "E2E_JOINS"
+
+// fewJoins is that. The last of them is looked at for longer.
+const fewJoins = 2
 
 // TestJoin begins to watch cameras that have a keyframe every 1, 4 and 10 s, and
 // send none when they are asked: the picture is there at once whenever somebody
 // clicks, is not played fast, and ten seconds later is as new as that of a player
 // that began at a keyframe.
 func TestJoin(t *testing.T) {
+	intervals := []time.Duration{time.Second, 4 * time.Second, 10 * time.Second}
+	joins, parallel := fewJoins, len(intervals)
+	if given := os.Getenv(joinsEnv); given != "" {
+		var err error
+		if joins, err = strconv.Atoi(given); err != nil || joins < fewJoins {
+			t.Fatalf("%s is %q, want %d at least", joinsEnv, given, fewJoins)
+		}
+		parallel = 1
+	}
+	cameras := make([]*simcam.Server, len(intervals))
+	for i, interval := range intervals {
+		cameras[i] = startSimcam(t, simcam.Config{Cameras: []string{"cam"}, KeyframeInterval: interval, Bitrate: 2_000_000, IgnorePLI: true})
+	}
 	s := upShipped(t)
 	page := open(t, s.gateways[0]+"/")
 	evaluate[any](t, page, strings.TrimSpace(joinScript))
-	var rows []joinRow
-	for _, interval := range []time.Duration{time.Second, 4 * time.Second, 10 * time.Second} {
-		t.Run(interval.String(), func(t *testing.T) {
-			rows = append(rows, joinCamera(t, s, page, interval))
+	rows := make([]joinRow, len(intervals))
+	turn := make(chan struct{}, parallel)
+	var work sync.WaitGroup
+	for i, interval := range intervals {
+		work.Go(func() {
+			turn <- struct{}{}
+			defer func() { <-turn }()
+			t.Run(interval.String(), func(t *testing.T) {
+				c := joinCamera{
+					system: s, page: page, place: 2 * i, joins: joins,
+					name: fmt.Sprintf("every-%ds", int(interval.Seconds())), interval: interval,
+				}
+				rows[i] = c.run(t, cameras[i])
+			})
 		})
 	}
+	work.Wait()
 	t.Log(joinTable(t, rows))
 }
 
@@ -76,45 +108,64 @@ type joinRow struct {
 }
 
 // joinCamera begins to watch a camera again and again.
-func joinCamera(t *testing.T, s *system, page *tab, interval time.Duration) joinRow {
+type joinCamera struct {
+	system   *system
+	page     *tab
+	place    int // of its first player on the page
+	joins    int
+	name     string
+	interval time.Duration
+}
+
+func (c *joinCamera) run(t *testing.T, srv *simcam.Server) joinRow {
 	t.Helper()
-	name := fmt.Sprintf("every-%ds", int(interval.Seconds()))
-	srv := startSimcam(t, simcam.Config{Cameras: []string{"cam"}, KeyframeInterval: interval, Bitrate: 2_000_000, IgnorePLI: true})
+	s, page, name, interval := c.system, c.page, c.name, c.interval
 	s.add(t, name, simCamera(srv, "cam"))
 	s.awaitCamera(t, name, "STATE_LIVE", "")
 	clock := followKeyframes(t, s, name, interval)
-	page.awaitMoving(t, name)
 
 	// The player that the others are compared with begins right after a keyframe.
+	first, late := name+" first", name+" late"
 	clock.await(t, 20*time.Millisecond)
-	page.join(t, "reference", 0, name)
-	page.awaitFrames(t, "reference", 50)
+	page.join(t, first, c.place, name)
+	page.awaitFrames(t, first, 25)
 
 	row := joinRow{interval: interval}
-	phases := clock.phases(joins)
+	phases := clock.phases(c.joins-1, 0, 1)
+	if c.joins == fewJoins { // early enough for the last, which comes in the same interval
+		phases = clock.phases(1, 0.25, 0.6)
+	}
 	for len(phases) > 0 {
 		slices.SortFunc(phases, func(a, b time.Duration) int { return clock.next(a).Compare(clock.next(b)) })
-		clock.await(t, phases[0])
+		c.join(t, &row, clock, phases[0], first, late)
 		phases = phases[1:]
-		page.join(t, "late", 1, name)
-		page.awaitFrames(t, "late", 15)
-		eventually(t, picturePatience, "the player says how long it took", func() (bool, string) {
-			return page.joined(t, "late").Reported > 0, ""
-		})
-		row.add(t, page.joined(t, "late"), page.joined(t, "reference"))
-		page.left(t, "late")
+		page.left(t, late)
 	}
-	clock.await(t, interval*8/10)
-	page.join(t, "late", 1, name)
-	time.Sleep(13 * time.Second)
-	row.compare(t, page.joined(t, "late"), page.joined(t, "reference"), 10_000)
+	c.join(t, &row, clock, interval*8/10, first, late)
+	eventually(t, picturePatience, "frames of 12 s", func() (bool, string) {
+		j := page.joined(t, late)
+		return j.Frames[len(j.Frames)-1].At > 12_000, j.String()
+	})
+	row.compare(t, page.joined(t, late), page.joined(t, first), 10_000)
 	page.screenshot(t, "after.png")
-	for _, p := range []string{"late", "reference"} {
+	for _, p := range []string{late, first} {
 		page.left(t, p)
 	}
 	s.cli(t, "camera", "delete", name)
-	row.check(t)
+	row.check(t, c.joins)
 	return row
+}
+
+// join begins to watch so long after a keyframe, and takes what is seen.
+func (c *joinCamera) join(t *testing.T, row *joinRow, clock *keyframes, after time.Duration, first, late string) {
+	t.Helper()
+	clock.await(t, after)
+	c.page.join(t, late, c.place+1, c.name)
+	c.page.awaitFrames(t, late, 15)
+	eventually(t, picturePatience, "the player says how long it took", func() (bool, string) {
+		return c.page.joined(t, late).Reported > 0, ""
+	})
+	row.add(t, c.page.joined(t, late), c.page.joined(t, first))
 }
 
 // add takes one join.
@@ -151,7 +202,7 @@ func (r *joinRow) compare(t *testing.T, j, reference joined, after float64) {
 	r.later, r.buffer = share(later, 0.5), [2]float64{share(other, 0.5), share(here, 0.5)}
 }
 
-func (r *joinRow) check(t *testing.T) {
+func (r *joinRow) check(t *testing.T, joins int) {
 	t.Helper()
 	if p95 := share(r.first, 0.95); len(r.first) < joins || p95 > ms(joinP95) {
 		t.Errorf("%d first frames, p95 after %.0f ms, want %d and %v at most", len(r.first), p95, joins, joinP95)
@@ -289,8 +340,7 @@ func followKeyframes(t *testing.T, s *system, camera string, interval time.Durat
 	v, err := viewertest.PlayWHEP(ctx, client, s.whep(camera), "", viewertest.Config{
 		Stamp: simcam.ParseTimestamp,
 		OnPicture: func(p viewertest.Picture) {
-			// The first is perhaps an old one.
-			if p.Key && p.Arrival.Sub(p.Sent) < interval/4 {
+			if p.Key {
 				k.mu.Lock()
 				k.last = p.Sent
 				k.mu.Unlock()
@@ -317,12 +367,13 @@ func (k *keyframes) seen() time.Time {
 	return k.last
 }
 
-// phases returns so many times after a keyframe, one anywhere in each part of the
-// interval, so that all of it has its turn.
-func (k *keyframes) phases(n int) []time.Duration {
+// phases returns so many times after a keyframe, one anywhere in each part of what
+// is between two shares of the interval, so that all of it has its turn.
+func (k *keyframes) phases(n int, from, to float64) []time.Duration {
 	list := make([]time.Duration, n)
 	for i := range list {
-		list[i] = time.Duration((float64(i) + rand.Float64()) / float64(n) * float64(k.interval))
+		at := from + (to-from)*(float64(i)+rand.Float64())/float64(n)
+		list[i] = time.Duration(at * float64(k.interval))
 	}
 	return list
 }

@@ -29,6 +29,7 @@ func TestLoss(t *testing.T) {
 	t.Run("some", func(t *testing.T) { losesSome(t, s, page, wire) })
 	t.Run("all", func(t *testing.T) { losesAll(t, page, wire) })
 	t.Run("all, and nothing is sent again", func(t *testing.T) { losesForGood(t, s, srv, page, wire) })
+	t.Run("blame", func(t *testing.T) { blames(t, s, srv, wire) })
 }
 
 // silence is how long nothing comes: longer than anybody would not see.
@@ -94,6 +95,36 @@ func losesForGood(t *testing.T, s *system, srv *simcam.Server, page *tab, wire *
 			after.Video.PLIs-before.Video.PLIs, asked, after.Video.Retransmitted)
 	}
 	evaluate[any](t, page, "window.whep.leave().then(() => null)")
+}
+
+// blames has packets lost on the way to the page with all cameras, and then by one
+// of the cameras: each picture says whose fault it is.
+func blames(t *testing.T, s *system, srv *simcam.Server, wire *wire) {
+	page := open(t, s.gateways[0]+"/")
+	badge := func(camera, want, why string) {
+		t.Helper()
+		eventually(t, startPatience, fmt.Sprintf("%q over the picture of %s", want, camera), func() (bool, string) {
+			said := evaluate[[]string](t, page, fmt.Sprintf(`(() => {
+				const badge = document.querySelector("fanlight-player[camera=%s]")?.shadowRoot.querySelector("[part=verdict]");
+				return badge && !badge.hidden ? [badge.innerText, badge.title] : ["", ""];
+			})()`, camera))
+			return strings.HasPrefix(said[0], want) && (said[0] == "") == (want == "") && strings.Contains(said[1], why), fmt.Sprint(said)
+		})
+	}
+	for _, camera := range []string{"lobby", "rare"} {
+		page.awaitMoving(t, camera)
+	}
+	wire.lose(t, 12)
+	badge("lobby", "Your network", "This viewer loses")
+	page.screenshot(t, "network.png")
+	wire.lose(t, 0)
+	srv.SetFault("rare", simcam.Lossy)
+	badge("rare", "Camera", "The camera lost")
+	badge("lobby", "", "")
+	page.screenshot(t, "camera.png")
+	open(t, s.gateways[0]+"/stats").screenshot(t, "stats.png")
+	srv.SetFault("rare", simcam.None)
+	badge("rare", "", "")
 }
 
 // silence has nothing come for a while, and returns how long after that there

@@ -42,6 +42,11 @@ type camera struct {
 	restingSince time.Time // when it was last pulled
 	handOver     time.Time // by when, while that is the node's part
 	figures      figures   // as last reported
+	viewings     map[*viewing]struct{}
+	nodeVerdict  fleet.Verdict // on the node, as far as its viewers are concerned
+	verdict      fleet.Verdict // on what was looked at last
+
+	trial trial // owned by Node.judge
 }
 
 // desired is what the control plane wants of a camera.
@@ -63,7 +68,7 @@ const (
 func newCamera(n *Node, d desired) *camera {
 	c := &camera{
 		node: n, log: n.log.With("camera", string(d.ID)), id: d.ID, board: stream.NewBoard(), restingSince: time.Now(),
-		done: make(chan struct{}), wake: make(chan struct{}, 1),
+		done: make(chan struct{}), wake: make(chan struct{}, 1), viewings: make(map[*viewing]struct{}),
 	}
 	c.change(d)
 	return c
@@ -284,7 +289,10 @@ func (c *camera) status() (status fleet.CameraStatus, generation int64) {
 		}
 		stats := feeds[at].stream.Stats()
 		p.BitrateBPS, p.FramesPerSecond, p.KeyframeInterval = stats.BitrateBPS, stats.FramesPerSecond, stats.KeyframeInterval
-		p.PacketsLost, p.Viewers = stats.ConnectionPacketsLost, users[at]
+		p.PacketsLost, p.Viewers, p.BFrames = stats.ConnectionPacketsLost, users[at], stats.BFrames
+		if p.State == fleet.CameraLive {
+			p.Loss, p.Jitter = stats.Loss, stats.Jitter
+		}
 		p.Tracks = slices.Clone(p.Tracks)
 		for t := range p.Tracks {
 			if stream.Supported(stream.Video, p.Tracks[t].Codec) && p.Tracks[t].UnsupportedReason == "" {

@@ -18,13 +18,15 @@ type feed struct {
 	id     string
 	stream *stream.Stream
 
-	pulling *pulling // owned by camera.run; nil: it is not pulled
+	pulling *pulling  // owned by camera.run; nil: it is not pulled
+	held    judgement // against the camera's side; owned by Node.judge
 
 	// Guarded by camera.mu.
 	users     int                // sessions that need it
 	idleSince time.Time          // when the last of them let go; zero: there has been none
 	status    fleet.CameraStatus // of its source
 	pulled    bool
+	verdict   fleet.Verdict // on the camera's side
 }
 
 func newFeed(c *camera, id string) *feed {
@@ -162,7 +164,7 @@ func (c *camera) pull(ctx context.Context, f *feed, desired fleet.Camera, profil
 		Log: c.node.log, Camera: c.id, Profile: profile, Credentials: desired.Credentials, Stream: f.stream,
 		OnStatus: func(s fleet.CameraStatus) { c.saw(f, s, true) }, OnFailure: c.failures.note,
 		Networks: c.node.cfg.CameraNetworks, ONVIFURL: desired.ONVIFURL, Keyframes: &c.keyframes, TCPFirst: desired.TCPFirst, Timeouts: c.node.cfg.SourceTimeouts, Retry: c.node.cfg.SourceRetry,
-		Hosts: c.node.hosts, MaxSessions: desired.MaxSessions,
+		Hosts: c.node.hosts, Accounts: &c.node.accounts, MaxSessions: desired.MaxSessions,
 	})
 	go func() {
 		defer close(p.done)
@@ -226,6 +228,9 @@ func (c *camera) whole() fleet.CameraStatus {
 			p.Reason, p.Message = fleet.ReasonBFrames, fleet.ReasonBFrames.Sentence()
 		}
 		status.Profiles = append(status.Profiles, p)
+	}
+	if status.Verdict = blameCamera(status, len(c.feeds)); status.Verdict == (fleet.Verdict{}) && status.State == fleet.CameraLive {
+		status.Verdict = c.verdict
 	}
 	return status
 }

@@ -1,6 +1,7 @@
 package medianode
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strconv"
@@ -26,6 +27,7 @@ type nodeMetrics struct {
 
 	opens, ends *metrics.Counter
 	orphans     atomic.Int64
+	verdicts    atomic.Pointer[tally] // nil: none yet
 
 	camera  cameraMetrics
 	load    loadMetrics
@@ -45,11 +47,12 @@ type cameraMetrics struct {
 	bytes, packets, missing, frames         *metrics.Sampled
 	discarded, dropped, failures, keyframes *metrics.Sampled
 	bitrate, fps, interval, asked           *metrics.Sampled
+	loss, jitter, verdict                   *metrics.Sampled
 }
 
 // loadMetrics are what the node has and may have.
 type loadMetrics struct {
-	cameras, sessions, orphans           *metrics.Sampled
+	cameras, sessions, orphans, verdicts *metrics.Sampled
 	maxCameras, maxSessions              *metrics.Sampled
 	maxIngress, maxEgress                *metrics.Sampled
 	cpu, maxCPU, overloaded              *metrics.Sampled
@@ -61,7 +64,7 @@ type viewerMetrics struct {
 	packets, bytes, writeErrors                *metrics.Sampled
 	keyframeRequests, nacked, resent, withheld *metrics.Sampled
 	missed, profiles                           *metrics.Sampled
-	discards, drops                            *metrics.Sampled
+	discards, drops, switches, replays         *metrics.Sampled
 }
 
 type socketMetrics struct {
@@ -134,6 +137,9 @@ func newCameraMetrics(s *metrics.Set) cameraMetrics {
 		bitrate:   s.Sampled(metrics.KindGauge, "fanlight_camera_ingress_bytes_per_second", "Bytes from the camera in the last second.", camera),
 		fps:       s.Sampled(metrics.KindGauge, "fanlight_camera_frames_per_second", "Pictures from the camera in the last second.", camera),
 		interval:  s.Sampled(metrics.KindGauge, "fanlight_camera_keyframe_interval_seconds", "Time between the camera's last two keyframes; 0: there have not been two. A viewer that can begin with none waits for the next.", camera),
+		loss:      s.Sampled(metrics.KindGauge, "fanlight_camera_loss_ratio", "Share of the camera's RTP packets that the node did not get, 0 to 1, over the last ten seconds; of the worst of its profiles.", camera),
+		jitter:    s.Sampled(metrics.KindGauge, "fanlight_camera_jitter_seconds", "How unevenly pictures come from the camera (interarrival jitter, RFC 3550 section 6.4.1, of the first packet of each); of the worst of its profiles.", camera),
+		verdict:   s.Sampled(metrics.KindGauge, "fanlight_camera_verdict", "1 for what is to blame for the camera's picture not being good: camera (or the network between it and the node), node, viewer_network (of most of its viewers), codec. No series while nothing is.", camera, "cause"),
 	}
 }
 
@@ -142,6 +148,7 @@ func newLoadMetrics(s *metrics.Set) loadMetrics {
 		cameras:     s.Sampled(metrics.KindGauge, "fanlight_node_cameras", "Cameras that the node has."),
 		sessions:    s.Sampled(metrics.KindGauge, "fanlight_node_sessions", "Sessions that are open."),
 		orphans:     s.Sampled(metrics.KindGauge, "fanlight_node_orphaned_sessions", "Of these, sessions whose gateway is gone; they go on for some seconds, until their viewer has come through another."),
+		verdicts:    s.Sampled(metrics.KindGauge, "fanlight_node_sessions_by_verdict", "Sessions by what is to blame for their picture not being good: camera, node, viewer_network, codec; none, nothing is. Some seconds old.", "cause"),
 		maxCameras:  s.Sampled(metrics.KindGauge, "fanlight_node_capacity_cameras", "Cameras that the node may be given; not exported without a limit."),
 		maxSessions: s.Sampled(metrics.KindGauge, "fanlight_node_capacity_sessions", "Sessions that the node takes."),
 		maxIngress:  s.Sampled(metrics.KindGauge, "fanlight_node_capacity_ingress_bytes_per_second", "Bytes a second from cameras that the node may be given; not exported without a limit."),
@@ -166,6 +173,8 @@ func newViewerMetrics(s *metrics.Set) viewerMetrics {
 		resent:           s.Sampled(metrics.KindCounter, "fanlight_node_resent_packets_total", "Packets that were sent again."),
 		withheld:         s.Sampled(metrics.KindCounter, "fanlight_node_resends_refused_total", "Packets that were not sent again because the viewer's budget was spent."),
 		missed:           s.Sampled(metrics.KindCounter, "fanlight_node_resends_missed_total", "Packets that were not sent again because they were no longer there."),
+		switches:         s.Sampled(metrics.KindCounter, "fanlight_node_profile_switches_total", "Times that a viewer was given another profile of its camera, because of its network, its tile's size, or what the camera had."),
+		replays:          s.Sampled(metrics.KindCounter, "fanlight_node_replays_total", "Viewers' wishes for a keyframe that were answered from what the node keeps, without asking the camera."),
 		profiles:         s.Sampled(metrics.KindGauge, "fanlight_node_srtp_sessions", "Sessions that are connected, by how SRTP is protected. SRTP_AES128_CM_HMAC_SHA1_80 costs some eight times the CPU of the others, and is taken by viewers that have nothing else.", "profile"),
 		discards:         s.Sampled(metrics.KindCounter, "fanlight_node_packets_discarded_total", "Packets from cameras that could not be used: malformed, late, oversized, parameter_sets, supplements, unsupported_format, b_frames (browsers cannot play them), damaged (what follows a loss, until the next keyframe).", "reason"),
 		drops:            s.Sampled(metrics.KindCounter, "fanlight_node_packets_dropped_total", "Packets that viewers were not sent, once for each viewer: overflow, its queue was full; awaiting_keyframe, it could not begin with them; no_room, its TCP connection had no room; socket_full, the UDP socket had none.", "reason"),
@@ -298,6 +307,14 @@ func (m *nodeMetrics) sampleCamera(k metrics.Sink, c *camera) {
 	k.Put(cm.bitrate, float64(stats.BitrateBPS)/8, id)
 	k.Put(cm.fps, stats.FramesPerSecond, id)
 	k.Put(cm.interval, stats.KeyframeInterval.Seconds(), id)
+	k.Put(cm.loss, stats.Loss, id)
+	if status.State != fleet.CameraLive {
+		stats.Jitter = 0
+	}
+	k.Put(cm.jitter, stats.Jitter.Seconds(), id)
+	if cause := status.Verdict.Cause; cause != fleet.CauseNone {
+		k.Put(cm.verdict, 1, id, cause.String())
+	}
 	asks := c.keyframes.Counters()
 	k.Put(cm.asked, float64(asks.RTCP), id, "rtcp")
 	k.Put(cm.asked, float64(asks.ONVIF), id, "onvif")
@@ -380,6 +397,15 @@ func (m *nodeMetrics) sampleViewers(k metrics.Sink) {
 	k.Put(v.resent, float64(e.Total.Resent))
 	k.Put(v.withheld, float64(e.Total.NackRefused))
 	k.Put(v.missed, float64(e.Total.NackMissed))
+	k.Put(v.switches, float64(e.Total.Switches))
+	k.Put(v.replays, float64(e.Total.Replays))
+	var verdicts tally
+	if t := m.verdicts.Load(); t != nil {
+		verdicts = *t
+	}
+	for cause, n := range verdicts {
+		k.Put(m.load.verdicts, float64(n), cmp.Or(fleet.Cause(cause).String(), "none"))
+	}
 	for profile, n := range e.Profiles {
 		k.Put(v.profiles, float64(n), profile)
 	}

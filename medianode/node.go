@@ -40,6 +40,10 @@
 // many viewers who come at once are not all let in. No session is ever ended for
 // load.
 //
+// Every two seconds the node judges what is to blame for pictures that are not
+// good (verdict.go, judge.go): the camera's side, the node itself, the viewer's
+// network, or the codec. Each camera and each session has a verdict.
+//
 // A node that is to stop can leave first (leave.go): its cameras move away, step
 // by step, while it serves.
 //
@@ -113,6 +117,7 @@ type Config struct {
 
 	usage        func() usage  // nil: the process's; tests have others
 	measureEvery time.Duration // 0: 1 s
+	judgeEvery   time.Duration // 0: 2 s
 }
 
 // The defaults of Config.
@@ -154,6 +159,8 @@ type Node struct {
 	meter   *meter
 	hosts   *source.Hosts // shared by the cameras' sources
 	leaving chan struct{} // closed by Leave
+
+	accounts source.Accounts // shared by the cameras' sources
 
 	mu       sync.Mutex // guards the rest; taken before a camera's
 	engine   *session.Engine
@@ -209,6 +216,9 @@ func New(cfg Config) (*Node, error) {
 	if n.cfg.measureEvery <= 0 {
 		n.cfg.measureEvery = measureEvery
 	}
+	if n.cfg.judgeEvery <= 0 {
+		n.cfg.judgeEvery = judgeEvery
+	}
 	n.metrics = newNodeMetrics(n)
 	return n, nil
 }
@@ -234,6 +244,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.meter.measure(n.cfg.usage())
 	var measuring sync.WaitGroup
 	measuring.Go(func() { n.measure(ctx) })
+	measuring.Go(func() { n.judge(ctx) })
 	a := &agent{node: n, client: controlv1.NewAgentServiceClient(n.cfg.ControlPlane), lease: lease{changed: make(chan struct{}, 1)}}
 	a.run(ctx)
 

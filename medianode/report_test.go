@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/pion/rtp"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -310,11 +311,19 @@ func TestCameraStatus(t *testing.T) {
 	c.board.SetStatus(fleet.CameraStatus{State: fleet.CameraLive, Profiles: []fleet.ProfileStatus{{ID: "main", Tracks: tracks}}})
 	// 640 × 360, baseline.
 	sps := []byte{0x67, 0x42, 0xc0, 0x1e, 0xda, 0x02, 0x80, 0xbf, 0xe5, 0x40}
-	if _, err := c.feeds[0].stream.Publish([]stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90_000, ParameterSets: [][]byte{sps}}}); err != nil {
+	w, err := c.feeds[0].stream.Publish([]stream.Track{{Kind: stream.Video, Codec: "H264", ClockRate: 90_000, ParameterSets: [][]byte{sps}}})
+	if err != nil {
 		t.Fatal(err)
 	}
 	c.join()
 	got, _ := c.status()
+	if got.Profiles[0].BFrames != fleet.BFramesUnknown {
+		t.Errorf("of a camera that has sent nothing: B-frames %d", got.Profiles[0].BFrames)
+	}
+	w.WriteRTP(0, &rtp.Packet{Header: rtp.Header{Marker: true}, Payload: []byte{0x01, 0x9f}}) // a B slice that nothing refers to
+	if later, _ := c.status(); later.Profiles[0].BFrames != fleet.BFramesDropped {
+		t.Errorf("of a camera that has sent a B-frame: B-frames %d", later.Profiles[0].BFrames)
+	}
 	if stats := c.stats(); stats.Width == 0 || got.Viewers != 1 || got.Profiles[0].Tracks[0].Width != stats.Width || got.Profiles[0].Tracks[1].Width != 0 {
 		t.Errorf("status %+v, stats %+v", got, stats)
 	}

@@ -162,14 +162,27 @@ func (s *sessionService) GetStats(_ context.Context, req *mediav1.GetStatsReques
 		}
 		stats := c.stats()
 		status, _ := c.status()
-		out.Cameras = append(out.Cameras, &mediav1.CameraStats{
+		figures := &mediav1.CameraStats{
 			Camera: c.id.Name(), BitrateBps: stats.BitrateBPS, PacketsPerSecond: stats.PacketsPerSecond, FramesPerSecond: stats.FramesPerSecond,
 			Viewers: int32(status.Viewers), Packets: stats.Packets, Bytes: stats.Bytes, PacketsLost: stats.PacketsLost,
-			State: toSessionState(status), Width: int32(stats.Width), Height: int32(stats.Height),
-		})
+			State: toSessionState(status), Width: int32(stats.Width), Height: int32(stats.Height), PacketsDropped: stats.Drops.Overflow + stats.Drops.NoRoom,
+			Verdict: status.Verdict.Cause.String(), VerdictMessage: status.Verdict.Message,
+		}
+		for _, p := range status.Profiles {
+			figures.Loss, figures.JitterMs = max(figures.GetLoss(), p.Loss), max(figures.GetJitterMs(), milliseconds(p.Jitter))
+		}
+		if req.GetSessions() {
+			for _, v := range c.watching() {
+				figures.Sessions = append(figures.Sessions, v.figures())
+			}
+		}
+		out.Cameras = append(out.Cameras, figures)
 	}
 	return out, nil
 }
+
+// milliseconds returns a time as figures have it.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // toSessionState returns what a viewer may know of a camera. One that is idle
 // is about to be connected, for there is a viewer.

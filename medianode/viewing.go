@@ -38,6 +38,8 @@ type viewing struct {
 	begun  time.Time
 	stream sessionStream // while the call runs
 
+	session *session.Session // set before the camera knows of the viewing
+
 	out      chan *mediav1.OpenSessionResponse // to the gateway; never closed
 	once     sync.Once                         // closes overflow
 	overflow chan struct{}                     // closed when out was full
@@ -46,10 +48,18 @@ type viewing struct {
 	done   chan struct{}           // closed when the session has ended
 	err    error                   // why; set before done is closed
 
-	mu       sync.Mutex // guards the rest
+	trial viewerTrial // owned by Node.judge
+
+	mu       sync.Mutex // guards the next ones
 	orphaned bool
 	ended    bool
 	counted  func() // the orphan no more
+
+	telling sync.Mutex            // guards the rest; taken before mu and before the camera's
+	status  session.Status        // as the session told it
+	own     fleet.Verdict         // on the viewer's network
+	shown   fleet.Verdict         // what the viewer was told
+	told    *mediav1.SessionState // likewise; nil: nothing yet
 }
 
 // run opens the session, and carries messages until it or the stream has ended.
@@ -62,11 +72,7 @@ func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1
 		OnCandidate: func(c session.Candidate) {
 			v.send(&mediav1.OpenSessionResponse{Message: &mediav1.OpenSessionResponse_Candidate{Candidate: fromCandidate(c)}})
 		},
-		OnStatus: func(status session.Status) {
-			state := toSessionState(status.Camera)
-			state.Profile = status.Profile
-			v.send(&mediav1.OpenSessionResponse{Message: &mediav1.OpenSessionResponse_State{State: state}})
-		},
+		OnStatus: v.saw,
 	})
 	v.node.metrics.opened(err)
 	if err != nil {
@@ -76,7 +82,8 @@ func (v *viewing) run(ctx context.Context, engine *session.Engine, open *mediav1
 	}
 	v.send(answerMessage(answer)) // the first: the others come from s.Run
 	keeping, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	v.cancel = cancel
+	v.cancel, v.session = cancel, s
+	v.camera.watched(v)
 	go v.keep(keeping, s) // counted by join
 
 	broken, reason := false, error(fleet.Internal) // of a panic
@@ -131,6 +138,7 @@ func (v *viewing) end(stats session.Stats, err error) {
 	}
 	v.mu.Unlock()
 	v.err = err
+	v.camera.unwatched(v)
 	v.audit(stats)
 	close(v.done)
 	v.node.leave(v.camera)

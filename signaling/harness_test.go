@@ -282,6 +282,7 @@ func (n *fakeNode) GetStats(context.Context, *mediav1.GetStatsRequest) (*mediav1
 	return &mediav1.GetStatsResponse{Cameras: []*mediav1.CameraStats{{
 		Camera: "cameras/lobby", BitrateBps: 2_000_000, PacketsPerSecond: rate, FramesPerSecond: 25, Viewers: 3, Packets: 10, Bytes: 20, PacketsLost: 1,
 		Width: 640, Height: 360, State: &mediav1.SessionState{State: mediav1.SessionState_STATE_LIVE},
+		Loss: 0.125, JitterMs: 7.5, PacketsDropped: 4, Verdict: "camera", VerdictMessage: "the camera lost 12.5 % of its packets",
 	}}}, nil
 }
 

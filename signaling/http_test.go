@@ -70,7 +70,8 @@ func TestCamerasAndStats(t *testing.T) {
 			}
 			for _, c := range p.Cameras {
 				switch {
-				case c.Camera == "lobby" && (c.State != "live" || c.BitrateBPS != 2_000_000 || c.Node != "n1" || c.Viewers != 3 || c.Width != 640 || c.PacketsLost != 1 || c.PacketsPerSecond != 236):
+				case c.Camera == "lobby" && (c.State != "live" || c.BitrateBPS != 2_000_000 || c.Node != "n1" || c.Viewers != 3 || c.Width != 640 || c.PacketsLost != 1 || c.PacketsPerSecond != 236 ||
+					c.Loss != 0.125 || c.JitterMS != 7.5 || c.PacketsDropped != 4 || c.Verdict != "camera" || c.VerdictMessage != "the camera lost 12.5 % of its packets"):
 					t.Errorf("lobby %+v", c)
 				case c.Camera == "yard" && (c.State != "failed" || c.BitrateBPS != 0):
 					t.Errorf("yard %+v", c)
@@ -185,6 +186,7 @@ func TestImpossibleFigures(t *testing.T) {
 	}
 	s := &mediav1.CameraStats{
 		BitrateBps: -1, FramesPerSecond: math.NaN(), Width: -1, Height: -1, Viewers: -1, Packets: -1, Bytes: -1, PacketsLost: -1,
+		Loss: math.Inf(1), JitterMs: math.NaN(), PacketsDropped: -1,
 	}
 	if bound(s); !proto.Equal(s, &mediav1.CameraStats{}) {
 		t.Errorf("bound: %v", s)

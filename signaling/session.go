@@ -484,7 +484,8 @@ func (s *session) streamEnded(err error) error {
 // tell sends a state if it is another than the one before.
 func (s *session) tell(m outbound) {
 	m.Session = s.id
-	if m.State == s.told.State && m.Reason == s.told.Reason && m.Message == s.told.Message && m.RetryAt == s.told.RetryAt {
+	if m.State == s.told.State && m.Reason == s.told.Reason && m.Message == s.told.Message && m.RetryAt == s.told.RetryAt &&
+		m.Profile == s.told.Profile && m.Verdict == s.told.Verdict && m.VerdictMessage == s.told.VerdictMessage {
 		return
 	}
 	s.told = m
@@ -506,5 +507,7 @@ func cameraState(m *mediav1.SessionState) outbound {
 		retry = m.GetRetryTime().AsTime()
 	}
 	reason := fleet.Reason(m.GetReason())
-	return stateMessage(state, reason, reasonSentence(reason), retry)
+	out := stateMessage(state, reason, reasonSentence(reason), retry)
+	out.Profile, out.Verdict, out.VerdictMessage = clip(m.GetProfile(), maxNamed), clip(m.GetVerdict(), maxNamed), clip(m.GetVerdictMessage(), maxVerdict)
+	return out
 }

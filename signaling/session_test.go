@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/time/rate"
 
 	"fanlight/internal/fleet"
@@ -446,5 +448,40 @@ func TestNeverReady(t *testing.T) {
 	resp, body := h.do("GET", "/readyz", "", "")
 	if resp.StatusCode != http.StatusOK {
 		t.Errorf("a gateway that was ready is not any more: %s", body)
+	}
+}
+
+// TestVerdicts relays what is to blame for a bad picture, and which profile the
+// viewer gets, whenever one of them changes.
+func TestVerdicts(t *testing.T) {
+	h := newHarness(t, nil)
+	n := h.node("n1")
+	h.control.assign("lobby", n, 1)
+	b := h.welcomed("")
+	s := b.live("a", "lobby", n)
+	say := func(state *mediav1.SessionState) {
+		state.State = mediav1.SessionState_STATE_LIVE
+		s.send(&mediav1.OpenSessionResponse{Message: &mediav1.OpenSessionResponse_State{State: state}})
+	}
+	for _, state := range []*mediav1.SessionState{
+		{Profile: "main"},
+		{Profile: "main", Verdict: "viewer_network", VerdictMessage: "this viewer loses 8.0 % of its packets"},
+		{Profile: "main", Verdict: "viewer_network", VerdictMessage: "this viewer loses 12.0 % of its packets"},
+		{Profile: "sub", Verdict: "viewer_network", VerdictMessage: "this viewer loses 12.0 % of its packets"},
+		{Profile: "sub"},
+	} {
+		say(state)
+		say(state) // again: the browser is told once
+		m := b.next()
+		want := outbound{
+			Type: typeState, Session: "a", State: stateLive, Profile: state.GetProfile(), Verdict: state.GetVerdict(), VerdictMessage: state.GetVerdictMessage(),
+		}
+		if diff := cmp.Diff(want, m, cmpopts.IgnoreUnexported(outbound{})); diff != "" {
+			t.Errorf("told (-want +got):\n%s", diff)
+		}
+	}
+	say(&mediav1.SessionState{Verdict: strings.Repeat("x", 1000), VerdictMessage: strings.Repeat("y", 1000)})
+	if m := b.next(); len(m.Verdict) > maxNamed+len("…") || len(m.VerdictMessage) > maxVerdict+len("…") {
+		t.Errorf("a node that says too much: %d and %d bytes", len(m.Verdict), len(m.VerdictMessage))
 	}
 }

@@ -48,6 +48,11 @@ type cameraFigures struct {
 	Packets          int64        `json:"packets"`
 	Bytes            int64        `json:"bytes"`
 	PacketsLost      int64        `json:"packets_lost"`
+	Loss             float64      `json:"loss"`
+	JitterMS         float64      `json:"jitter_ms"`
+	PacketsDropped   int64        `json:"packets_dropped"`
+	Verdict          string       `json:"verdict"`
+	VerdictMessage   string       `json:"verdict_message"`
 }
 
 // figuresPage is a page of them.
@@ -171,7 +176,8 @@ func (c *cameraFigures) fill(s *mediav1.CameraStats) {
 	}
 	c.BitrateBPS, c.PacketsPerSecond, c.FramesPerSecond = s.GetBitrateBps(), s.GetPacketsPerSecond(), s.GetFramesPerSecond()
 	c.Width, c.Height, c.Viewers = s.GetWidth(), s.GetHeight(), s.GetViewers()
-	c.Packets, c.Bytes, c.PacketsLost = s.GetPackets(), s.GetBytes(), s.GetPacketsLost()
+	c.Packets, c.Bytes, c.PacketsLost, c.PacketsDropped = s.GetPackets(), s.GetBytes(), s.GetPacketsLost(), s.GetPacketsDropped()
+	c.Loss, c.JitterMS, c.Verdict, c.VerdictMessage = s.GetLoss(), s.GetJitterMs(), s.GetVerdict(), s.GetVerdictMessage()
 }
 
 // collect asks the nodes of the cameras, several at once. A node that does not
@@ -229,12 +235,14 @@ func (f *figures) ask(ctx context.Context, addr string) (map[string]*mediav1.Cam
 // bound makes 0 of figures that cannot be: JSON has no word for infinities and
 // NaN, and nothing that is counted is negative.
 func bound(s *mediav1.CameraStats) {
-	s.BitrateBps, s.PacketsPerSecond, s.FramesPerSecond = max(s.GetBitrateBps(), 0), perSecond(s.GetPacketsPerSecond()), perSecond(s.GetFramesPerSecond())
+	s.BitrateBps, s.PacketsPerSecond, s.FramesPerSecond = max(s.GetBitrateBps(), 0), figure(s.GetPacketsPerSecond()), figure(s.GetFramesPerSecond())
 	s.Width, s.Height, s.Viewers = max(s.GetWidth(), 0), max(s.GetHeight(), 0), max(s.GetViewers(), 0)
 	s.Packets, s.Bytes, s.PacketsLost = max(s.GetPackets(), 0), max(s.GetBytes(), 0), max(s.GetPacketsLost(), 0)
+	s.PacketsDropped, s.Loss, s.JitterMs = max(s.GetPacketsDropped(), 0), min(figure(s.GetLoss()), 1), figure(s.GetJitterMs())
+	s.Verdict, s.VerdictMessage = clip(s.GetVerdict(), maxNamed), clip(s.GetVerdictMessage(), maxVerdict)
 }
 
-func perSecond(n float64) float64 {
+func figure(n float64) float64 {
 	if n >= 0 && !math.IsInf(n, 1) { // false for NaN
 		return n
 	}

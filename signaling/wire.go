@@ -31,6 +31,8 @@ const (
 	maxCodec     = 32        // bytes
 	maxPixels    = 1 << 16   // of a viewport's side
 	maxFrameTime = 3_600_000 // milliseconds
+	maxNamed     = 64        // bytes of a profile's id and a verdict's name, as a node says them
+	maxVerdict   = 512       // bytes of a verdict's sentence
 )
 
 // inbound is a message from the browser, with the fields of every type. What
@@ -96,17 +98,20 @@ type iceCandidate struct {
 
 // outbound is a message to the browser.
 type outbound struct {
-	Type       string        `json:"type"`
-	Session    string        `json:"session,omitempty"`
-	Protocol   string        `json:"protocol,omitempty"`
-	Heartbeat  int64         `json:"heartbeat_ms,omitempty"`
-	ICEServers []ICEServer   `json:"ice_servers,omitempty"`
-	SDP        string        `json:"sdp,omitempty"`
-	Candidate  *iceCandidate `json:"candidate,omitempty"`
-	State      string        `json:"state,omitempty"`
-	Reason     string        `json:"reason,omitempty"`
-	Message    string        `json:"message,omitempty"`
-	RetryAt    string        `json:"retry_at,omitempty"`
+	Type           string        `json:"type"`
+	Session        string        `json:"session,omitempty"`
+	Protocol       string        `json:"protocol,omitempty"`
+	Heartbeat      int64         `json:"heartbeat_ms,omitempty"`
+	ICEServers     []ICEServer   `json:"ice_servers,omitempty"`
+	SDP            string        `json:"sdp,omitempty"`
+	Candidate      *iceCandidate `json:"candidate,omitempty"`
+	State          string        `json:"state,omitempty"`
+	Reason         string        `json:"reason,omitempty"`
+	Message        string        `json:"message,omitempty"`
+	RetryAt        string        `json:"retry_at,omitempty"`
+	Profile        string        `json:"profile,omitempty"`
+	Verdict        string        `json:"verdict,omitempty"`
+	VerdictMessage string        `json:"verdict_message,omitempty"`
 
 	err error // of an error: what reason and message were made of
 }

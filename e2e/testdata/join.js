@@ -9,8 +9,8 @@
     Object.assign(player.style, {
       position: "fixed",
       zIndex: 1000,
-      bottom: "0",
-      left: `${330 * index}px`,
+      bottom: `${190 * Math.floor(index / 3)}px`,
+      left: `${330 * (index % 3)}px`,
       width: "320px",
       height: "180px",
     });

@@ -20,12 +20,13 @@ const (
 	TimestampJump              // RTP timestamps are 3.3 hours ahead, until undone
 	SequenceJump               // timestamps as above and RTP sequence numbers half a round ahead
 	FreezeVideo                // sound, and no picture
+	Lossy                      // one RTP packet of ten never leaves
 )
 
 var faultNames = [...]string{
 	None: "none", Stop: "stop", Freeze: "freeze", Drop: "drop", Unauthorized: "unauthorized",
 	NotFound: "not_found", Busy: "busy", TimestampJump: "timestamp_jump", SequenceJump: "sequence_jump",
-	FreezeVideo: "freeze_video",
+	FreezeVideo: "freeze_video", Lossy: "lossy",
 }
 
 // String returns the fault's name: "timestamp_jump".

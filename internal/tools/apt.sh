@@ -16,6 +16,7 @@ packages=("$@")
   ffmpeg fonts-dejavu-core
   python3 python3-gi gir1.2-gst-rtsp-server-1.0
   gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly
+  gstreamer1.0-libav # AAC and G.722
   gstreamer1.0-x # timeoverlay
   vlc-bin vlc-plugin-base
   libxml2-utils # xmllint: ONVIF requests against their schema

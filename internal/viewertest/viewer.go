@@ -22,6 +22,7 @@ import (
 	"github.com/pion/ice/v4"
 	"github.com/pion/interceptor"
 	"github.com/pion/interceptor/pkg/nack"
+	"github.com/pion/interceptor/pkg/report"
 	"github.com/pion/logging"
 	"github.com/pion/rtcp"
 	"github.com/pion/rtp"
@@ -37,6 +38,7 @@ type Config struct {
 	More    bool     // offer H265, VP9 and AV1 too, after VP8 and H264
 	TCP     bool     // ICE-TCP only
 	NACK    bool     // ask for lost packets again
+	Reports bool     // send receiver reports, five a second
 	Trickle bool     // the offer has no candidates; OnCandidate gets them
 
 	// OnCandidate takes this side's candidates when trickling, the end of them
@@ -151,6 +153,13 @@ func (v *Viewer) api() (*webrtc.API, error) {
 	registry := new(interceptor.Registry)
 	if v.cfg.NACK {
 		f, err := nack.NewGeneratorInterceptor(nack.GeneratorInterval(20 * time.Millisecond))
+		if err != nil {
+			return nil, err
+		}
+		registry.Add(f)
+	}
+	if v.cfg.Reports {
+		f, err := report.NewReceiverInterceptor(report.ReceiverInterval(200 * time.Millisecond))
 		if err != nil {
 			return nil, err
 		}
@@ -359,6 +368,15 @@ func (v *Viewer) SendPLI() error {
 		return errors.New("send a PLI: no video has come yet")
 	}
 	return v.pc.WriteRTCP([]rtcp.Packet{&rtcp.PictureLossIndication{MediaSSRC: ssrc}})
+}
+
+// SendNACK asks the other side for packets of the video again.
+func (v *Viewer) SendNACK(numbers ...uint16) error {
+	ssrc := v.Report().Video.SSRC
+	if ssrc == 0 {
+		return errors.New("send a NACK: no video has come yet")
+	}
+	return v.pc.WriteRTCP([]rtcp.Packet{&rtcp.TransportLayerNack{MediaSSRC: ssrc, Nacks: rtcp.NackPairsFromSequenceNumbers(numbers)}})
 }
 
 // SendRTCP sends any RTCP packets.

@@ -234,7 +234,7 @@ func TestCatchUpTogether(t *testing.T) {
 	}
 	turns := 0
 	for before := uint64(0); r.catchUp(); turns++ {
-		most := uint64(max(2*catchUpTurn, viewers*2*16)) // a burst has 16 packets at most
+		const most = max(2*catchUpTurn, viewers*2*16) // a burst has 16 packets at most
 		if n := sent() - before; n > most {
 			t.Fatalf("%d packets in one turn", n)
 		}

@@ -149,14 +149,18 @@ func (s *Session) steer(timer *time.Timer) error {
 }
 
 // settle decides for the first time, so that the camera is pulled while the
-// viewer connects.
-func (s *Session) settle() {
-	c := &s.course
-	now := time.Now()
-	c.choice, _ = c.steering.decide(now, s.candidates(s.plan), s.sight(now))
+// viewer connects. The error is as steer's; the camera is pulled all the same, for
+// that it cannot be played may be true of its last connection only.
+func (s *Session) settle() error {
+	c, profiles, now := &s.course, s.candidates(s.plan), time.Now()
+	c.choice, _ = c.steering.decide(now, profiles, s.sight(now))
 	if !c.choice.paused {
 		s.hold(c.choice.profile)
 	}
+	if !slices.ContainsFunc(s.cfg.Profiles, func(p Profile) bool { return !p.Stream.Closed() }) {
+		return nil // the camera is being let go, and Run says why
+	}
+	return s.unplayable(profiles)
 }
 
 // tell tells the viewer what has changed for it.

@@ -234,7 +234,9 @@ func (e *Engine) Open(cfg OpenConfig) (s *Session, answer string, err error) {
 			return err
 		}
 		s.course.camera = s.board().Status()
-		s.settle()
+		if err := s.settle(); err != nil {
+			return err
+		}
 		answer, err = s.answerSDP(o, !cfg.Trickle)
 		return err
 	})

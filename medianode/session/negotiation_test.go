@@ -9,9 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pion/rtp"
+
 	"fanlight/internal/fleet"
 	"fanlight/internal/viewertest"
 	"fanlight/medianode/session"
+	"fanlight/medianode/stream"
 	"fanlight/medianode/udp"
 )
 
@@ -56,6 +59,24 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	_, _, err = n.Open(session.OpenConfig{Offer: good})
 	want(t, err, fleet.InvalidArgument)
+}
+
+// A camera that nobody can watch is refused at once; on demand, it is pulled
+// nevertheless, so that it is found out when it can be watched again.
+func TestOpenRefusesBFrames(t *testing.T) {
+	n := newNode(t, nil)
+	n.cam.connect(h264Track())
+	n.cam.writer.WriteRTP(0, &rtp.Packet{Header: rtp.Header{Marker: true}, Payload: []byte{0x41, 0x9f, 0xab}}) // a B slice that others refer to
+	var held, released int
+	hold := func(int) func() { held++; return func() { released++ } }
+	s, answer, err := n.Open(session.OpenConfig{Profiles: only(n.cam.stream), Offer: offerOf(t), Hold: hold})
+	want(t, err, fleet.CodecUnsupported)
+	if !errors.Is(err, stream.ErrBFrames) || s != nil || answer != "" {
+		t.Errorf("session %v, answer %q, error %v", s, answer, err)
+	}
+	if held != 1 || released != 1 {
+		t.Errorf("the camera was held %d times and let go %d times", held, released)
+	}
 }
 
 func TestCandidates(t *testing.T) {

@@ -36,7 +36,8 @@ type connection struct {
 	start  time.Time
 
 	// Owned by the goroutine that opens it.
-	statuses []fleet.TrackStatus // of the tracks that there are; nil: not known
+	statuses     []fleet.TrackStatus // of the tracks that there are; nil: not known
+	audioRefused bool                // the camera has refused to set its audio up, here or before; it is not asked again
 
 	// Owned by the client's goroutine for requests; read by the opener's after a
 	// request.
@@ -52,7 +53,8 @@ type connection struct {
 	// Owned by the goroutine of the video's packets after Play.
 	sizeKnown bool
 
-	writer    atomic.Pointer[stream.Writer] // nil: nothing has come yet; stored by the goroutine of the video's packets
+	writer    atomic.Pointer[stream.Writer] // nil: nothing has come yet; stored with source.handover held
+	again     atomic.Bool                   // the stream is to be taken again; stored with source.handover held
 	played    atomic.Bool                   // the camera has accepted PLAY
 	lastVideo atomic.Int64                  // nanoseconds after start
 	videoSSRC atomic.Uint32                 // of the last packet
@@ -61,6 +63,8 @@ type connection struct {
 	size      chan [2]int             // gets the picture's width and height when the SDP did not tell
 	broken    chan *failure           // gets what ends the connection besides gortsplib; one
 	problem   atomic.Pointer[failure] // the same, for those who don't wait
+
+	replaces *connection // that goes on until this one has the stream; nil: there is none; guarded by source.handover
 
 	wg      sync.WaitGroup
 	closing chan struct{} // closed by close
@@ -309,7 +313,6 @@ func (c *connection) open() error {
 		return err
 	}
 	s.counters.plays.Add(1)
-	delete(s.refusals, accountHost(c.target.asked)) // only now: some cameras ask for the password at SETUP or PLAY
 	c.played.Store(true)
 	if w := c.writer.Load(); w != nil {
 		c.heed(w)
@@ -322,7 +325,7 @@ func (c *connection) open() error {
 func (c *connection) setup(desc *description.Session, tracks []track) ([]track, error) {
 	var done []track
 	for i, t := range tracks {
-		if i > 0 && c.source.audioRefused {
+		if i > 0 && c.audioRefused {
 			c.refuseAudio()
 			continue
 		}
@@ -335,7 +338,7 @@ func (c *connection) setup(desc *description.Session, tracks []track) ([]track, 
 		}
 		_, err := c.client.Setup(desc.BaseURL, t.media, 0, 0)
 		if i > 0 && errors.As(err, &liberrors.ErrClientBadStatusCode{}) {
-			c.source.audioRefused = true // a camera may close the connection over it; the next one is without
+			c.audioRefused = true // a camera may close the connection over it; the next one is without
 			c.refuseAudio()
 			continue
 		}
@@ -367,7 +370,7 @@ func (c *connection) receive(index int, t track) {
 	if t.track.Kind == stream.Video {
 		handle = func(p *rtp.Packet) {
 			w := c.writer.Load()
-			if w == nil {
+			if w == nil || c.again.Load() {
 				if w = c.publish(); w == nil {
 					return
 				}
@@ -387,16 +390,43 @@ func (c *connection) receive(index int, t track) {
 
 // publish makes the stream the connection's. It returns nil if it cannot be.
 func (c *connection) publish() *stream.Writer {
+	c.source.handover.Lock()
+	defer c.source.handover.Unlock()
+	if w := c.writer.Load(); w != nil && !c.again.Load() {
+		return w // another has taken the stream meanwhile
+	}
 	w, err := c.source.cfg.Stream.Publish(c.tracks)
 	if err != nil {
 		c.fail(&failure{reason: fleet.ReasonProtocolError, message: "the stream cannot be passed on", err: err})
 		return nil
 	}
 	c.writer.Store(w)
+	c.again.Store(false)
+	if c.replaces != nil {
+		c.replaces.again.Store(false)
+	}
 	if c.played.Load() {
 		c.heed(w)
 	}
 	return w
+}
+
+// giveBack has the connection that this one was to replace take the stream again,
+// with its next packet of video, if this one had taken it. It is called after
+// close.
+func (c *connection) giveBack() {
+	c.source.handover.Lock()
+	defer c.source.handover.Unlock()
+	if c.writer.Load() != nil {
+		c.replaces.again.Store(true)
+	}
+}
+
+// settle says that the connection has replaced the other.
+func (c *connection) settle() {
+	c.source.handover.Lock()
+	defer c.source.handover.Unlock()
+	c.replaces = nil
 }
 
 // heed has the camera asked for the keyframes that the stream wants. Until PLAY

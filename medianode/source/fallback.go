@@ -5,8 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/bluenviron/gortsplib/v5/pkg/base"
-
 	"fanlight/internal/fleet"
 )
 
@@ -208,70 +206,4 @@ func (s *Source) probeOnce(ctx context.Context, to target) *failure {
 		return c.failure(err)
 	}
 	return nil
-}
-
-// goBack makes a connection to an earlier URL while the one in use goes on, and
-// waits for its first packet of video, with which the stream is its. nil: there
-// is none. It gives up when the one in use ends.
-func (s *Source) goBack(ctx context.Context, inUse *connection, index int) *connection {
-	u, f := s.parseURL(index)
-	if f != nil {
-		return nil
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	over := make(chan struct{})
-	wg.Go(func() {
-		select {
-		case <-inUse.gone:
-			cancel()
-		case <-over:
-		}
-	})
-	c, f := s.connectEarlier(ctx, u, index)
-	close(over)
-	wg.Wait()
-	if f == nil {
-		c.cancel = cancel
-		return c
-	}
-	cancel()
-	if f.reason == fleet.ReasonAuthenticationFailed {
-		s.refuse(u, f)
-	}
-	s.log.Info("camera not back at an earlier URL", "url_index", index, "reason", string(f.reason), "message", f.message)
-	return nil
-}
-
-// connectEarlier makes the connection of goBack.
-func (s *Source) connectEarlier(ctx context.Context, u *base.URL, index int) (*connection, *failure) {
-	s.returns.begun(index, time.Now())
-	var f *failure
-	for _, t := range s.transports(u) {
-		var c *connection
-		f = follow(target{index, u, u, t}, func(to target) *failure {
-			next, f := s.open(ctx, to, nil)
-			if f != nil {
-				return f
-			}
-			if f := next.awaitVideo(ctx); f != nil {
-				next.close()
-				return f
-			}
-			c = next
-			return nil
-		})
-		if f == nil {
-			return c, nil
-		}
-		if ctx.Err() != nil { // nothing is known of the URL
-			s.returns = returns{}
-			return nil, f
-		}
-		if !f.otherTransport {
-			break
-		}
-	}
-	s.returns.ended(index, time.Now(), s.backoff.retry)
-	return nil, f
 }

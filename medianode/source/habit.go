@@ -26,10 +26,10 @@ const (
 	onvifBackoffLimit = time.Hour
 )
 
-// KeyframeMemory is what is known of how cameras are asked for keyframes. It
-// outlives sources, so that credentials that were refused over ONVIF are not tried
-// again by the next: cameras lock accounts. The zero value knows nothing. Its
-// methods may be called from any goroutine.
+// KeyframeMemory is what is known of how a camera is asked for keyframes. It
+// outlives its sources. Which credentials were refused is not the camera's alone,
+// see [Accounts]. The zero value knows nothing. Its methods may be called from any
+// goroutine.
 type KeyframeMemory struct {
 	asks askCounters
 
@@ -119,7 +119,7 @@ func (m *KeyframeMemory) device(key deviceKey) *device {
 func (m *KeyframeMemory) possible(key deviceKey, now time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return key.url != "" && !m.device(key).refused && !now.Before(m.device(key).until)
+	return key.url != "" && !now.Before(m.device(key).until)
 }
 
 // possibleAtAll tells whether one may be asked now, or soon.
@@ -127,7 +127,7 @@ func (m *KeyframeMemory) possibleAtAll(key deviceKey, now time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d := m.device(key)
-	return key.url != "" && !d.refused && (d.failures > 0 || !now.Before(d.until))
+	return key.url != "" && (d.failures > 0 || !now.Before(d.until))
 }
 
 // note takes the outcome of asking one.
@@ -137,9 +137,10 @@ func (m *KeyframeMemory) note(key deviceKey, now time.Time, err error) {
 	m.device(key).note(now, err)
 }
 
-// device is an ONVIF device service as it has shown itself.
+// device is an ONVIF device service as it has shown itself, apart from whether it
+// accepts the credentials. It is the camera's: a recorder may have a profile for
+// one of its channels and none for another.
 type device struct {
-	refused  bool      // the credentials: they are not tried again
 	failures int       // to reach it, in a row
 	until    time.Time // when it may be asked again
 }
@@ -148,8 +149,7 @@ func (d *device) note(now time.Time, err error) {
 	switch {
 	case err == nil:
 		*d = device{}
-	case errors.Is(err, onvif.ErrRefused):
-		d.refused = true
+	case errors.Is(err, onvif.ErrRefused), errors.Is(err, errUntried):
 	case errors.Is(err, onvif.ErrUnsupported):
 		*d = device{until: now.Add(onvifForget)}
 	default:

@@ -35,10 +35,14 @@ const (
 // watches what comes of each request.
 type keyframes struct {
 	// Static after newKeyframes.
-	source  *Source
-	memory  *KeyframeMemory
-	key     habitKey
-	device  deviceKey     // of the ONVIF device service; no URL: not used
+	source *Source
+	memory *KeyframeMemory
+	key    habitKey
+	device deviceKey // of the ONVIF device service; no URL: not used
+
+	accounts *Accounts
+	account  accountKey // at the device service
+
 	wake    chan struct{} // holds a token while there is a request; never closed
 	changed chan struct{} // holds a token when way has changed; never closed
 
@@ -69,6 +73,11 @@ func newKeyframes(s *Source) *keyframes {
 		k.memory = new(KeyframeMemory)
 	}
 	k.device = deviceKey{url: deviceURL(s.cfg), credentials: s.cfg.Credentials}
+	k.accounts = s.cfg.Accounts
+	if k.accounts == nil {
+		k.accounts = new(Accounts)
+	}
+	k.account = newAccountKey(k.device.url, k.device.credentials)
 	k.key = habitKey{profile: s.cfg.Profile.URL, device: k.device}
 	return k
 }
@@ -122,13 +131,18 @@ func (k *keyframes) way() (way fleet.KeyframeRequest) {
 	return way
 }
 
+// possible tells whether the device service may be asked now.
+func (k *keyframes) possible(now time.Time) bool {
+	return k.memory.possible(k.device, now) && !k.accounts.refused(k.account)
+}
+
 // ask asks the camera, or has run do so. It may be called from any goroutine and
 // does not block. The stream has coalesced what its viewers want.
 func (k *keyframes) ask() {
 	stats := k.source.cfg.Stream.Stats()
 	now := time.Now()
 	var resting, viaONVIF bool
-	possible := k.memory.possible(k.device, now)
+	possible := k.possible(now)
 	k.memory.with(k.key, func(h *habit) {
 		resting, viaONVIF = h.resting(now), h.way == fleet.KeyframeRequestONVIF && possible
 	})
@@ -206,7 +220,7 @@ func (k *keyframes) serve(ctx context.Context, r *wish) {
 		memory.observe(r.before)
 		h = *memory
 	})
-	worth := k.memory.possible(k.device, r.at) && h.worthONVIF(r.at, r.before)
+	worth := k.possible(r.at) && h.worthONVIF(r.at, r.before)
 	switch {
 	case r.rtcp && (!worth || h.way == fleet.KeyframeRequestRTCP):
 		k.outcome(ctx, r, r.at, fleet.KeyframeRequestRTCP)
@@ -224,47 +238,74 @@ func (k *keyframes) serve(ctx context.Context, r *wish) {
 	k.serveONVIF(ctx, r)
 }
 
-// serveONVIF is serve's part over ONVIF. The time of a request is when it is sent:
-// finding the service may have taken seconds.
+// serveONVIF is serve's part over ONVIF.
 func (k *keyframes) serveONVIF(ctx context.Context, r *wish) {
 	if !k.current(r) || ctx.Err() != nil {
 		return
 	}
-	limited, cancel := context.WithTimeout(ctx, onvifTimeout)
-	defer cancel()
-	client, err := k.newClient()
-	picture := k.picture()
-	if err == nil {
-		err = client.Find(limited, picture)
-	}
-	if stats, came := k.await(ctx, r, time.Time{}); err == nil && came {
-		k.judge(r, r.at, stats, fleet.KeyframeRequestRTCP)
-		return
-	}
-	sent := time.Now()
-	if err == nil {
-		k.spaced = sent.Add(onvifSpacing)
-		err = client.RequestKeyframe(limited, picture)
-	}
+	sent, err := k.overONVIF(ctx, r)
 	if ctx.Err() != nil {
 		return
 	}
-	k.memory.note(k.device, time.Now(), err)
-	if err != nil {
-		k.source.countKeyframe(askFailed)
-		k.source.log.Debug("keyframe not requested over onvif", "error", quote(err.Error(), k.source.cfg.Credentials))
-		k.mu.Lock()
-		pli := k.pli
-		k.mu.Unlock()
-		if !r.rtcp && pli != nil {
-			pli()
-			return
-		}
-		k.outcome(ctx, r, r.at, fleet.KeyframeRequestRTCP)
+	if stats, came := k.await(ctx, r, time.Time{}); came && errors.Is(err, errUntried) {
+		k.judge(r, r.at, stats, fleet.KeyframeRequestRTCP)
 		return
 	}
-	k.source.countKeyframe(askedONVIF)
-	k.outcome(ctx, r, sent, fleet.KeyframeRequestONVIF)
+	if err == nil {
+		k.source.countKeyframe(askedONVIF)
+		k.outcome(ctx, r, sent, fleet.KeyframeRequestONVIF)
+		return
+	}
+	if !errors.Is(err, errUntried) {
+		k.source.countKeyframe(askFailed)
+		k.source.log.Debug("keyframe not requested over onvif", "error", quote(err.Error(), k.source.cfg.Credentials))
+	}
+	k.mu.Lock()
+	pli := k.pli
+	k.mu.Unlock()
+	if !r.rtcp && pli != nil {
+		pli()
+		return
+	}
+	k.outcome(ctx, r, r.at, fleet.KeyframeRequestRTCP)
+}
+
+// overONVIF sends a request when the account may be used, and returns when that
+// was: finding the service may have taken seconds. errUntried: it was not sent,
+// because a keyframe has come, the connection is another, or the account may not
+// be used now.
+func (k *keyframes) overONVIF(ctx context.Context, r *wish) (sent time.Time, err error) {
+	turn, cancelTurn := context.WithTimeout(ctx, onvifTimeout)
+	defer cancelTurn()
+	end, ok := k.accounts.begin(turn, k.account)
+	if !ok {
+		return sent, errUntried
+	}
+	outcome := errUntried // also of a panic
+	defer func() { end(outcome) }()
+	if _, came := k.await(ctx, r, time.Time{}); came || !k.current(r) {
+		return sent, errUntried
+	}
+	limited, cancel := context.WithTimeout(ctx, onvifTimeout)
+	defer cancel()
+	client, err := k.newClient()
+	if err == nil {
+		picture := k.picture()
+		if err = client.Find(limited, picture); err == nil {
+			if _, came := k.await(ctx, r, time.Time{}); came {
+				return sent, errUntried
+			}
+			sent = time.Now()
+			k.spaced = sent.Add(onvifSpacing)
+			err = client.RequestKeyframe(limited, picture)
+		}
+	}
+	if ctx.Err() != nil && !errors.Is(err, onvif.ErrRefused) {
+		return sent, errUntried
+	}
+	k.memory.note(k.device, time.Now(), err)
+	outcome = err
+	return sent, err
 }
 
 // outcome waits for what comes of a request that was sent one way, and learns from
@@ -281,7 +322,7 @@ func (k *keyframes) outcome(ctx context.Context, r *wish, sent time.Time, way fl
 	if stats.Frames == r.before.Frames {
 		return // nothing comes at all
 	}
-	possible := k.memory.possibleAtAll(k.device, time.Now())
+	possible := k.memory.possibleAtAll(k.device, time.Now()) && !k.accounts.refused(k.account)
 	k.memory.with(k.key, func(h *habit) {
 		if way == fleet.KeyframeRequestONVIF && r.rtcp {
 			h.missed(fleet.KeyframeRequestRTCP, possible, time.Now())

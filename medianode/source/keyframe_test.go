@@ -132,6 +132,22 @@ func TestKeyframeOverRTCP(t *testing.T) {
 	}
 }
 
+// A camera that is gone is not asked for anything.
+func TestKeyframeAfterTheEnd(t *testing.T) {
+	t.Parallel()
+	sim, _ := runSim(t, simcam.Config{KeyframeInterval: 10 * time.Second})
+	r := pull(t, Config{Profile: fleet.Profile{URL: sim.URL("cam"), Transport: fleet.TransportTCP}, Retry: Retry{Min: time.Hour, Max: time.Hour}})
+	_, n := r.waitLive(t, 0)
+	sim.SetFault("cam", simcam.Drop)
+	r.waitStatus(t, n, "failed", func(s fleet.CameraStatus) bool { return s.State == fleet.CameraFailed })
+	k := r.source.keys
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.owner != nil || k.pli != nil {
+		t.Error("the connection that has ended is still the one that is asked")
+	}
+}
+
 // A camera that heeds nothing is found to do so, and left in peace.
 func TestKeyframeNone(t *testing.T) {
 	t.Parallel()
@@ -209,16 +225,17 @@ func TestKeyframeNetworks(t *testing.T) {
 }
 
 // Credentials that are refused over ONVIF are not tried again, by no source of the
-// camera's: the third of three wrong passwords locks many an account.
+// node's: the third of three wrong passwords locks many an account.
 func TestKeyframeRefused(t *testing.T) {
 	t.Parallel()
 	sim, _ := runSim(t, simcam.Config{KeyframeInterval: 10 * time.Second, IgnorePLI: true})
 	cam := onviftest.Run(t, onviftest.Config{Username: "admin", Password: "right", Profiles: []onviftest.Profile{{Token: "this"}}})
 	var memory KeyframeMemory
+	var accounts Accounts
 	for range 2 {
 		r := pull(t, Config{
 			Profile: fleet.Profile{URL: sim.URL("cam"), Transport: fleet.TransportTCP}, ONVIFURL: cam.URL(),
-			Credentials: fleet.Credentials{Username: "admin", Password: "wrong"}, Keyframes: &memory,
+			Credentials: fleet.Credentials{Username: "admin", Password: "wrong"}, Keyframes: &memory, Accounts: &accounts,
 		})
 		r.waitLive(t, 0)
 		sim.Keyframe("cam")
@@ -229,7 +246,7 @@ func TestKeyframeRefused(t *testing.T) {
 			sub.RequestKeyframe()
 			return sim.KeyframeRequests("cam") > asked+1
 		})
-		eventually(t, "the refusal", func() bool { return !memory.possible(r.source.keys.device, time.Now()) })
+		eventually(t, "the refusal", func() bool { return !r.source.keys.possible(time.Now()) })
 		sub.Close()
 		r.stop()
 	}
@@ -396,14 +413,11 @@ func TestMemoryOfDevices(t *testing.T) {
 	if wait < onvifBackoffLimit*3/4 {
 		t.Errorf("the longest wait is %v", wait)
 	}
-	m.note(key, now, errors.Join(onvif.ErrRefused))
-	if m.possible(key, now.Add(365*24*time.Hour)) {
-		t.Error("credentials that were refused are tried again")
-	}
-	other := key
-	other.credentials.Password = "c"
-	if !m.possible(other, now) {
-		t.Error("other credentials are not tried")
+	m.note(key, now, nil)
+	for _, err := range []error{onvif.ErrRefused, errUntried} {
+		if m.note(key, now, wrap(err)); !m.possible(key, now) {
+			t.Errorf("after %v: it is the account's affair", err)
+		}
 	}
 	if m.possible(deviceKey{}, now) {
 		t.Error("no address, and it is asked")

@@ -100,7 +100,7 @@ func TestChooseTracks(t *testing.T) {
 			"sprop-sps=QgEBAWAAAAMAkAAAAwAAAwBdoAKAgC0WWVlSkwvAWgIAAAMAAgAAAwAyEA==;sprop-pps=RAHAc8GJ"
 		jpeg     = "m=video 0 RTP/AVP 26\r\n"
 		metadata = "m=application 0 RTP/AVP 107\r\na=rtpmap:107 vnd.onvif.metadata/90000\r\n"
-		noSound  = "no sound: MPEG4-GENERIC cannot be passed on to browsers: set the camera's audio codec to G.711 (PCMA, PCMU), G.722 or Opus"
+		noSound  = "no sound: AAC (MPEG4-GENERIC) cannot be passed on to browsers: set the camera's audio codec to G.711 (PCMA, PCMU), G.722 or Opus"
 	)
 	video := func(rtpmap string) string { return "m=video 0 RTP/AVP 99\r\na=rtpmap:99 " + rtpmap + "\r\n" }
 	for _, c := range []struct {
@@ -119,8 +119,36 @@ func TestChooseTracks(t *testing.T) {
 				{Codec: "PCMA"},
 				{Codec: "PCMU", UnsupportedReason: "only the first audio track is passed on"},
 				{Codec: "JPEG", UnsupportedReason: "JPEG cannot be passed on: set the camera's video codec to H264, H265, VP8, VP9 or AV1"},
-				{Codec: "H264", UnsupportedReason: "only the first video track is passed on"},
+				{Codec: "H264", UnsupportedReason: onlyOneVideo},
 			},
+		},
+		{
+			"H264 rather than others", h265 + "\r\n" + video("VP9/90000") + h264 + video("AV1/90000"),
+			[]string{"H264"},
+			2,
+			[]fleet.TrackStatus{
+				{Codec: "H264", Width: 640, Height: 360},
+				{Codec: "VP9", UnsupportedReason: onlyOneVideo},
+				{Codec: "H265", Width: 1280, Height: 720, UnsupportedReason: onlyOneVideo},
+				{Codec: "AV1", UnsupportedReason: onlyOneVideo},
+			},
+		},
+		{
+			"others rather than H265", h265 + "\r\n" + video("AV1/90000") + video("VP8/90000"),
+			[]string{"AV1"},
+			0,
+			[]fleet.TrackStatus{
+				{Codec: "AV1"},
+				{Codec: "H265", Width: 1280, Height: 720, UnsupportedReason: onlyOneVideo},
+				{Codec: "VP8", UnsupportedReason: onlyOneVideo},
+			},
+		},
+		{
+			"several formats of a track", "m=video 0 RTP/AVP 97 98 99 96\r\na=rtpmap:97 H265/90000\r\na=rtpmap:98 VP9/90000\r\na=rtpmap:99 VP8/90000\r\na=rtpmap:96 H264/90000\r\n" +
+				"m=audio 0 RTP/AVP 0 8\r\n",
+			[]string{"H264", "PCMU"},
+			0,
+			[]fleet.TrackStatus{{Codec: "H264"}, {Codec: "PCMU"}},
 		},
 		{"H265", h265 + "\r\n", []string{"H265"}, 3, []fleet.TrackStatus{{Codec: "H265", Width: 1280, Height: 720}}},
 		{"H265 without parameters", video("H265/90000"), []string{"H265"}, 0, []fleet.TrackStatus{{Codec: "H265"}}},

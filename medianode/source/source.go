@@ -80,6 +80,9 @@ type Config struct {
 	// Keyframes is what is learnt of how the camera is asked for keyframes, to be
 	// kept for as long as there is the camera; nil: for as long as the source.
 	Keyframes *KeyframeMemory
+	// Accounts is which credentials are good over ONVIF, shared by all sources of the
+	// node; nil: the source's own.
+	Accounts *Accounts
 
 	// TCPFirst has TCP tried before UDP where the profile's transport is
 	// automatic, until one of them has worked here: elsewhere it was TCP that did.
@@ -135,6 +138,11 @@ type Source struct {
 
 	keys     *keyframes
 	counters counters
+
+	// handover is held while a connection takes the stream, or is made to take it
+	// again: which connection has the stream's writer, and which believes so, change
+	// together.
+	handover sync.Mutex
 
 	onVideo func() // in tests: called for each packet of video, in gortsplib's goroutine
 }
@@ -200,9 +208,11 @@ func New(cfg Config) *Source {
 // after a failure, forgets the failures and the refusals of the credentials, and
 // begins with the first URL. While media comes from a fallback URL, those before
 // it are probed at once, and one good answer is enough to go back. While media
-// comes from the first URL it has no effect. It may be called from any goroutine,
-// and returns at once.
+// comes from the first URL it has no effect on that. Credentials that were refused
+// over ONVIF more than a minute ago are tried once more when a keyframe is needed.
+// It may be called from any goroutine, and returns at once.
 func (s *Source) Retry() {
+	s.keys.accounts.forgive(s.keys.account, time.Now())
 	select {
 	case s.retry <- struct{}{}:
 	default:

@@ -21,10 +21,10 @@ type track struct {
 	track  stream.Track
 }
 
-// chooseTracks picks the first video track and the first audio track that a
-// stream can carry. The statuses are of all audio and video tracks, the one that
-// the video comes from first. Tracks to the camera (back channels) and of
-// metadata are left out.
+// chooseTracks picks the video track that most browsers play, and the first audio
+// track that a stream can carry. The statuses are of all audio and video tracks,
+// the one that the video comes from first. Tracks to the camera (back channels)
+// and of metadata are left out.
 func chooseTracks(desc *description.Session, creds fleet.Credentials) ([]track, []fleet.TrackStatus, *failure) {
 	const most = 16 // tracks that are worth a status
 	var video, audio *track
@@ -41,9 +41,12 @@ func chooseTracks(desc *description.Session, creds fleet.Credentials) ([]track, 
 			case t == nil:
 				codecs = append(codecs, status.Codec)
 				status.UnsupportedReason = status.Codec + " cannot be passed on: set the camera's video codec to H264, H265, VP8, VP9 or AV1"
-			case video != nil:
-				status.UnsupportedReason = "only the first video track is passed on"
+			case video != nil && rank(t.track.Codec) >= rank(video.track.Codec):
+				status.UnsupportedReason = onlyOneVideo
 			default:
+				if video != nil {
+					statuses[0].UnsupportedReason = onlyOneVideo
+				}
 				video = t
 				statuses = slices.Insert(statuses, 0, status)
 				continue
@@ -53,7 +56,7 @@ func chooseTracks(desc *description.Session, creds fleet.Credentials) ([]track, 
 			t, status := choose(media, stream.Audio, creds)
 			switch {
 			case t == nil:
-				status.UnsupportedReason = "no sound: " + status.Codec + " cannot be passed on to browsers: set the camera's audio codec to G.711 (PCMA, PCMU), G.722 or Opus"
+				status.UnsupportedReason = "no sound: " + knownAs(status.Codec) + " cannot be passed on to browsers: set the camera's audio codec to G.711 (PCMA, PCMU), G.722 or Opus"
 			case audio != nil:
 				status.UnsupportedReason = "only the first audio track is passed on"
 			default:
@@ -77,23 +80,50 @@ func chooseTracks(desc *description.Session, creds fleet.Credentials) ([]track, 
 	return tracks, statuses, nil
 }
 
+const onlyOneVideo = "only one video track is passed on: the one whose codec most browsers play, or else the first"
+
+// rank orders codecs by how many browsers play them, those that most do first.
+func rank(codec string) int {
+	switch codec {
+	case "H264":
+		return 0
+	case "H265": // with hardware that decodes it only
+		return 2
+	}
+	return 1
+}
+
+// knownAs returns a codec as operators know it, with its encoding name behind it
+// if that is another.
+func knownAs(codec string) string {
+	switch codec {
+	case "MPEG4-GENERIC", "MP4A-LATM": // RFC 3640 §4.1, RFC 6416 §7.3
+		return "AAC (" + codec + ")"
+	}
+	return codec
+}
+
 func noVideo() *failure {
 	return failed(fleet.ReasonNoVideo, "the camera offers no video at this URL: check the path, and that video is enabled")
 }
 
-// choose returns the first format of a media that a stream can carry, or nil and
-// the status of the first that it can't. The media keeps that format only, so
-// that a camera which names a hundred costs no more than one.
+// choose returns the format of a media that a stream can carry, the first of those
+// of video that most browsers play, or nil and the status of the first format. The
+// media keeps that format only, so that a camera which names a hundred costs no
+// more than one.
 func choose(media *description.Media, kind stream.Kind, creds fleet.Credentials) (*track, fleet.TrackStatus) {
+	var best *track
 	for _, f := range media.Formats {
 		t, ok := streamTrack(f, kind)
-		if !ok {
-			continue
+		if ok && (best == nil || kind == stream.Video && rank(t.Codec) < rank(best.track.Codec)) {
+			best = &track{media: media, format: f, track: t}
 		}
-		media.Formats = []format.Format{f}
-		status := fleet.TrackStatus{Codec: t.Codec}
-		status.Width, status.Height = pictureSize(f)
-		return &track{media: media, format: f, track: t}, status
+	}
+	if best != nil {
+		media.Formats = []format.Format{best.format}
+		status := fleet.TrackStatus{Codec: best.track.Codec}
+		status.Width, status.Height = pictureSize(best.format)
+		return best, status
 	}
 	status := fleet.TrackStatus{Codec: "unknown"}
 	if len(media.Formats) > 0 {

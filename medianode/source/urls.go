@@ -202,9 +202,12 @@ func follow(to target, try func(target) *failure) *failure {
 // play holds one RTSP connection, and those that take its place, from dialling to
 // the end.
 func (s *Source) play(ctx context.Context, to target) *failure {
-	c, f := s.open(ctx, to, s.waiting)
-	if c != nil && c.statuses != nil {
-		s.profile.Tracks = c.statuses
+	c, f := s.open(ctx, to, opening{audioRefused: s.audioRefused, waiting: s.waiting})
+	if c != nil {
+		s.learn(to.asked, c.audioRefused, c.played.Load())
+		if c.statuses != nil {
+			s.profile.Tracks = c.statuses
+		}
 	}
 	for f == nil {
 		var next *connection
@@ -215,13 +218,29 @@ func (s *Source) play(ctx context.Context, to target) *failure {
 	return f
 }
 
+// learn takes what opening a connection has shown.
+func (s *Source) learn(u *base.URL, audioRefused, played bool) {
+	s.audioRefused = s.audioRefused || audioRefused
+	if played { // not before: some cameras ask for the password at SETUP or PLAY
+		delete(s.refusals, accountHost(u))
+	}
+}
+
+// opening is what there is to know for a connection to be opened.
+type opening struct {
+	audioRefused bool            // the camera has refused to set its audio up before
+	replaces     *connection     // that goes on until the new one has the stream; nil: there is none
+	waiting      func(time.Time) // is told when the host's turn comes; nil: nobody is
+}
+
 // open makes a connection that plays. It is the caller's to close; with a
-// failure, it has been. waiting, if not nil, is told when the host's turn comes.
-func (s *Source) open(ctx context.Context, to target, waiting func(time.Time)) (*connection, *failure) {
-	c, f := s.newConnection(ctx, to, waiting)
+// failure, it has been. open touches nothing that is Run's.
+func (s *Source) open(ctx context.Context, to target, o opening) (*connection, *failure) {
+	c, f := s.newConnection(ctx, to, o.waiting)
 	if f != nil {
 		return nil, f
 	}
+	c.audioRefused, c.replaces = o.audioRefused, o.replaces
 	if err := c.open(); err != nil {
 		f := c.failure(err)
 		c.close()

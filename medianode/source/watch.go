@@ -16,31 +16,46 @@ func (c *connection) videoWait() time.Duration {
 	return s.cfg.Timeouts.Media
 }
 
-// awaitVideo waits for the first packet of video.
+// awaitVideo waits for the first packet of video. Of several things that are so
+// at once, the connection's end counts before its video, and that before the end
+// of the wait.
 func (c *connection) awaitVideo(ctx context.Context) *failure {
 	wait := c.videoWait()
 	t := time.NewTimer(wait)
 	defer t.Stop()
+	var f *failure
 	select {
 	case <-c.first:
-		return nil
+	case <-c.gone:
 	case <-ctx.Done():
-		return failed(fleet.ReasonConnectionClosed, "the node stopped")
+		f = failed(fleet.ReasonConnectionClosed, "the node stopped")
+	case f := <-c.broken:
+		return f
+	case <-t.C:
+		f = noMedia(c.target.transport, wait, false)
+	}
+	select {
 	case f := <-c.broken:
 		return f
 	case err := <-c.ended:
 		return c.failure(err)
-	case <-t.C:
-		return noMedia(c.target.transport, wait, false)
+	default:
+	}
+	select {
+	case <-c.first:
+		return nil
+	default:
+		return f
 	}
 }
 
 // watching is the watch over a connection that plays. Owned by Run.
 type watching struct {
-	source *Source
-	c      *connection
-	prober *prober
-	live   time.Time // since when; zero: not yet
+	source  *Source
+	c       *connection
+	prober  *prober
+	attempt *attempt  // nil: none is under way
+	live    time.Time // since when; zero: not yet
 }
 
 // watch waits for the connection's end and returns why it ended; or, with nil,
@@ -49,9 +64,8 @@ func (s *Source) watch(ctx context.Context, c *connection) (*failure, *connectio
 	w := &watching{source: s, c: c, prober: s.newProber(c.target.index)}
 	defer w.prober.stop()
 	first, wait := c.first, c.videoWait()
-	var retry <-chan struct{} // nil until media comes
 	live := func() {
-		first, retry, wait = nil, s.retry, s.cfg.Timeouts.Media
+		first, wait = nil, s.cfg.Timeouts.Media
 		w.setLive()
 	}
 	select {
@@ -65,11 +79,11 @@ func (s *Source) watch(ctx context.Context, c *connection) (*failure, *connectio
 	for {
 		select {
 		case <-ctx.Done():
-			return w.end(failed(fleet.ReasonConnectionClosed, "the node stopped")), nil
+			return w.fail(ctx, failed(fleet.ReasonConnectionClosed, "the node stopped"))
 		case f := <-c.broken:
-			return w.end(f), nil
+			return w.fail(ctx, f)
 		case err := <-c.ended:
-			return w.end(c.failure(err)), nil
+			return w.fail(ctx, c.failure(err))
 		case <-first:
 			live()
 		case size := <-c.size:
@@ -81,7 +95,7 @@ func (s *Source) watch(ctx context.Context, c *connection) (*failure, *connectio
 			if !w.live.IsZero() {
 				s.setStatus(s.status)
 			}
-		case <-retry:
+		case <-w.retries():
 			if c.target.index > 0 {
 				s.startOver()
 				w.prober.now()
@@ -89,16 +103,30 @@ func (s *Source) watch(ctx context.Context, c *connection) (*failure, *connectio
 		case <-w.prober.timer.C:
 			w.prober.start(ctx)
 		case r := <-w.prober.results:
-			if f, next := w.goBack(ctx, w.prober.found(r)); f != nil || next != nil {
-				return f, next
+			if f := w.goBack(ctx, w.prober.found(r)); f != nil {
+				return f, nil
+			}
+		case r := <-w.arrivals():
+			if next := w.arrived(r); next != nil {
+				return nil, next
 			}
 		case <-tick.C:
 			since := max(playing, time.Duration(c.lastVideo.Load()))
 			if time.Since(c.start)-since > wait {
-				return w.end(noMedia(c.target.transport, wait, !w.live.IsZero())), nil
+				return w.fail(ctx, noMedia(c.target.transport, wait, !w.live.IsZero()))
 			}
 		}
 	}
+}
+
+// retries returns where Retry is heeded; nil: not until media comes, which Run
+// waits for anyway, and not while the way back is under way, for what comes of it
+// is to be forgotten too.
+func (w *watching) retries() <-chan struct{} {
+	if w.live.IsZero() || w.attempt != nil {
+		return nil
+	}
+	return w.source.retry
 }
 
 // setLive says that media comes.
@@ -110,29 +138,6 @@ func (w *watching) setLive() {
 	s.log.Info("camera live", "transport", to.transport.String(), "url_index", to.index)
 	s.setStatus(fleet.CameraStatus{State: fleet.CameraLive})
 	w.prober.begin()
-}
-
-// goBack goes back to an earlier URL; -1: there is none. It returns the
-// connection that takes the place of the one that is watched; or why that ends
-// before, because the camera accepts one session.
-func (w *watching) goBack(ctx context.Context, index int) (*failure, *connection) {
-	s := w.source
-	if index < 0 {
-		return nil, nil
-	}
-	if s.cfg.MaxSessions == 1 {
-		f := w.end(failed(fleet.ReasonConnectionClosed, "an earlier URL is in use again"))
-		f.again = true
-		s.returns.begun(index, time.Now())
-		s.returns.next = true
-		return f, nil
-	}
-	if next := s.goBack(ctx, w.c, index); next != nil {
-		s.backoff.live(time.Since(w.live))
-		return nil, next
-	}
-	w.prober.failed()
-	return nil, nil
 }
 
 // end notes that the connection has ended.

@@ -21,9 +21,20 @@ type Stats struct {
 
 	PacketsLost           int64 // missing in the camera's sequences
 	ConnectionPacketsLost int64 // the same since the last Publish
-	Discards              Discards
-	Drops                 Drops
-	Subscriptions         int // those that take bursts
+	// Loss is the share of packets missing there in the last ten seconds, 0 to 1:
+	// of what came and what is missing, of all tracks and connections.
+	Loss float64
+	// Jitter is how unevenly the connection's pictures come: the interarrival
+	// jitter of RFC 3550 §6.4.1, of the first packet of each access unit, from when
+	// it came and its timestamp. It is a mean over some sixteen pictures. What the
+	// network did is in it, what TCP held back and then delivered at once, what the
+	// source held back over UDP because packets before it were missing, and how
+	// unevenly the camera itself sends. Pictures that are shown before one that has
+	// come already (B-frames) do not count, for their timestamps go back.
+	Jitter        time.Duration
+	Discards      Discards
+	Drops         Drops
+	Subscriptions int // those that take bursts
 
 	BitrateBPS       int64 // bits per second
 	PacketsPerSecond float64
@@ -36,11 +47,13 @@ type Stats struct {
 }
 
 // Add adds the counters and bit rates of another stream of the same camera. What
-// is of pictures stays, unless there is none here.
+// is of pictures stays, unless there is none here; Loss and Jitter are the worse
+// of both.
 func (s *Stats) Add(o Stats) {
 	if s.FramesPerSecond == 0 && o.FramesPerSecond > 0 {
 		s.FramesPerSecond, s.Width, s.Height, s.KeyframeInterval = o.FramesPerSecond, o.Width, o.Height, o.KeyframeInterval
 	}
+	s.Loss, s.Jitter = max(s.Loss, o.Loss), max(s.Jitter, o.Jitter)
 	s.Packets += o.Packets
 	s.Bytes += o.Bytes
 	s.Frames += o.Frames
@@ -99,7 +112,7 @@ func (s *Stream) Stats() Stats {
 	m := &s.meter
 	st := Stats{
 		Packets: m.packets, Bytes: m.bytes, Frames: m.frames, Keyframes: m.keyframes, Undecodable: m.undecodable,
-		PacketsLost: m.lost, ConnectionPacketsLost: m.connectionLost,
+		PacketsLost: m.lost, ConnectionPacketsLost: m.connectionLost, Loss: m.loss(now), Jitter: m.jitter,
 		Discards: m.discards, Drops: m.drops, Subscriptions: len(s.subs),
 		Width: m.width, Height: m.height, KeyframeInterval: m.keyframeInterval, LastKeyframe: m.lastKeyframe, BFrames: s.bFrames,
 	}
@@ -115,6 +128,11 @@ const (
 	slotTime       = 100 * time.Millisecond
 	slotsPerSecond = int64(time.Second / slotTime)
 	slots          = 16
+
+	// lossTime is over what Loss is taken, in lossSlots of a second each; there is
+	// one more, for the second that has begun.
+	lossTime  = 10
+	lossSlots = lossTime + 1
 )
 
 // meter counts. Guarded by Stream.mu.
@@ -129,10 +147,53 @@ type meter struct {
 	lastKeyframe           time.Time
 	recent                 [slots]slot
 	first                  int64 // index of the slot of the connection's first packet; 0: none yet
+	losses                 [lossSlots]lossSlot
+	jitter                 time.Duration
 }
 
 // slot counts what came in one slotTime, the index-th since 1970.
 type slot struct{ index, packets, bytes, frames int64 }
+
+// lossSlot counts what came and what is missing of one second, the index-th since
+// 1970.
+type lossSlot struct{ index, came, missing int64 }
+
+// inSequence takes a packet that came in time, and how many are missing before it.
+func (m *meter) inSequence(now time.Time, missing int64) {
+	m.lost += missing
+	m.connectionLost += missing
+	index := now.Unix()
+	s := &m.losses[uint64(index)%lossSlots]
+	if s.index != index {
+		*s = lossSlot{index: index}
+	}
+	s.came++
+	s.missing += missing
+}
+
+// loss returns the share of packets missing in the last ten seconds and what has
+// passed of this one.
+func (m *meter) loss(now time.Time) float64 {
+	var came, missing int64
+	end := now.Unix()
+	for _, s := range m.losses {
+		if s.index <= end && s.index >= end-lossTime {
+			came += s.came
+			missing += s.missing
+		}
+	}
+	if missing == 0 {
+		return 0
+	}
+	return float64(missing) / float64(came+missing)
+}
+
+// picture takes the first packet of an access unit with a greater timestamp than
+// any before: passed is the time since the one that had the greatest until then,
+// step how far apart their timestamps are.
+func (m *meter) picture(passed, step time.Duration) {
+	m.jitter += ((passed - step).Abs() - m.jitter) / 16 // RFC 3550 §6.4.1
+}
 
 func (m *meter) slot(now time.Time) *slot {
 	index := now.UnixNano() / int64(slotTime)

@@ -128,7 +128,7 @@ func (s *Stream) Publish(tracks []Track) (*Writer, error) {
 	if s.closed != nil {
 		return nil, fmt.Errorf("publish: %w", s.closed)
 	}
-	s.meter.connectionLost, s.meter.first = 0, 0
+	s.meter.connectionLost, s.meter.first, s.meter.jitter = 0, 0, 0
 	s.meter.width, s.meter.height = 0, 0
 	if !sameVideo(s.tracks, tracks) {
 		s.bFrames = fleet.BFramesUnknown

@@ -270,7 +270,7 @@ func TestStats(t *testing.T) {
 	cam.unit(inter(10))
 	got := s.Stats()
 	want := Stats{
-		Packets: 101, Bytes: 100*112 + 22, Frames: 51, Keyframes: 2, PacketsLost: 5, ConnectionPacketsLost: 5, Discards: Discards{Damaged: 1},
+		Packets: 101, Bytes: 100*112 + 22, Frames: 51, Keyframes: 2, PacketsLost: 5, ConnectionPacketsLost: 5, Loss: 5. / 106, Discards: Discards{Damaged: 1},
 		BitrateBPS: 50 * 112 * 8, PacketsPerSecond: 50, FramesPerSecond: 25, Width: 640, Height: 360, KeyframeInterval: time.Second, LastKeyframe: start.Add(time.Second),
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -280,6 +280,108 @@ func TestStats(t *testing.T) {
 	publish(t, s)
 	if got := s.Stats(); got.BitrateBPS != 0 || got.FramesPerSecond != 0 || got.PacketsLost != 5 || got.ConnectionPacketsLost != 0 {
 		t.Errorf("after 5 s of silence and a new connection: %+v", got)
+	}
+}
+
+// The share of packets missing is that of ten seconds.
+func TestLoss(t *testing.T) {
+	c := newClock()
+	s := New(Config{Clock: c.time})
+	cam := publish(t, s)
+	send := func(seconds int, lost uint16) {
+		t.Helper()
+		for range seconds {
+			for range 10 {
+				cam.unit(inter(10))
+				cam.seq += lost
+				c.now = c.now.Add(100 * time.Millisecond)
+			}
+		}
+	}
+	check := func(what string, least, most float64) {
+		t.Helper()
+		if got := s.Stats().Loss; got < least || got > most {
+			t.Errorf("%s: %v of the packets are lost, want %v to %v", what, got, least, most)
+		}
+	}
+	send(12, 0)
+	check("nothing is lost", 0, 0)
+	send(5, 1)
+	check("half is lost, for 5 s", 0.3, 0.35)
+	send(6, 1)
+	check("half is lost, for 11 s", 0.49, 0.51)
+	cam.w.Close()
+	c.now = c.now.Add(2 * time.Second)
+	cam = publish(t, s)
+	check("and the camera connects again", 0.49, 0.51)
+	send(12, 0)
+	check("and all is well for 12 s", 0, 0)
+	cam.seq += 3
+	cam.unit(inter(10))
+	c.now = c.now.Add(time.Minute)
+	check("nothing for a minute", 0, 0)
+}
+
+// Interarrival jitter of pictures in the order in which they are shown.
+func TestJitter(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		send        func(c *clock, cam *camera, i int)
+		least, most time.Duration
+	}{
+		{"even", func(c *clock, cam *camera, _ int) {
+			cam.unit(inter(10), inter(10))
+			c.now = c.now.Add(40 * time.Millisecond)
+		}, 0, 0},
+		{"later and earlier by 20 ms", func(c *clock, cam *camera, i int) {
+			cam.unit(inter(10))
+			c.now = c.now.Add(40*time.Millisecond + time.Duration(i%2*2-1)*20*time.Millisecond)
+		}, 19 * time.Millisecond, 20 * time.Millisecond},
+		{"packets of a picture take their time", func(c *clock, cam *camera, _ int) {
+			cam.packet(0, false, inter(10))
+			c.now = c.now.Add(30 * time.Millisecond)
+			cam.packet(0, true, inter(10))
+			cam.ts += 3600
+			c.now = c.now.Add(10 * time.Millisecond)
+		}, 0, 0},
+		{"B-frames, sent evenly", func(c *clock, cam *camera, i int) { // the first is shown as the third
+			cam.packet(0, true, inter(10))
+			cam.ts += uint32([...]int32{-2, 1, 4}[i%3] * 3600)
+			c.now = c.now.Add(40 * time.Millisecond)
+		}, 0, 0},
+		{"TCP holds back a second of every four", func(c *clock, cam *camera, i int) {
+			cam.unit(inter(10))
+			switch i % 100 {
+			case 74:
+				c.now = c.now.Add(time.Second)
+			case 75, 76, 77, 78, 79, 80, 81, 82, 83, 84, 85, 86, 87, 88, 89, 90, 91, 92, 93, 94, 95, 96, 97, 98:
+			default:
+				c.now = c.now.Add(40 * time.Millisecond)
+			}
+		}, 20 * time.Millisecond, 80 * time.Millisecond},
+		{"the clock leaps", func(c *clock, cam *camera, i int) {
+			cam.unit(inter(10))
+			if i%10 == 0 {
+				cam.ts += 90_000 * 3600
+			}
+			c.now = c.now.Add(40 * time.Millisecond)
+		}, 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			now := newClock()
+			s := New(Config{Clock: now.time})
+			cam := publish(t, s)
+			for i := range 300 {
+				c.send(now, cam, i)
+			}
+			if got := s.Stats().Jitter.Round(time.Millisecond); got < c.least || got > c.most {
+				t.Errorf("jitter %v, want %v to %v", got, c.least, c.most)
+			}
+			publish(t, s)
+			if got := s.Stats().Jitter; got != 0 {
+				t.Errorf("jitter %v in a new connection", got)
+			}
+		})
 	}
 }
 

@@ -105,8 +105,7 @@ func (in *input) write(now time.Time, pkt *rtp.Packet) {
 		m.discards.Late++
 		return
 	}
-	m.lost += missing
-	m.connectionLost += missing
+	m.inSequence(now, missing)
 	out := in.out
 	leftOut := in.video != nil && in.video.leavesOut() // the access unit under way
 	switch {
@@ -133,8 +132,11 @@ func (in *input) write(now time.Time, pkt *rtp.Packet) {
 	if fresh {
 		in.before = before
 	}
-	if out.line.leapt {
+	switch {
+	case out.line.leapt:
 		out.senderReport = clockPoint{}
+	case out.kind == Video && before.started && out.line.high != before.high:
+		m.picture(now.Sub(before.highAt), out.line.duration(out.line.high-before.high))
 	}
 	if in.video != nil {
 		in.video.write(fresh, lost, pkt.Marker, pkt.Payload)

@@ -1,13 +1,14 @@
 // The custom element <fanlight-player>.
 
 import type { Token } from "./connection.ts";
+import { asSentence } from "./messages.ts";
 import { hasH264, browserMedia as media } from "./peer.ts";
 import { Playback, type PlaybackStatus, type PlayerState } from "./playback.ts";
 import { Pool } from "./pool.ts";
 import { VideoScreen } from "./screen.ts";
 import type { Stats } from "./stats.ts";
 import { View } from "./view.ts";
-import { type Shown, Visibility } from "./visibility.ts";
+import { heard, type Shown, Visibility } from "./visibility.ts";
 
 /** The detail of `fanlight-state`. */
 export interface StateDetail {
@@ -19,6 +20,12 @@ export interface StateDetail {
   message: string;
   /** When the next try begins, milliseconds since the epoch. */
   retryAt: number | undefined;
+  /** The camera's profile that is shown: "main", "sub"; empty: none, or not known. */
+  profile: string;
+  /** What is to blame for a picture that is not good: "camera", "node", "viewer_network", "codec"; empty: nothing is. */
+  verdict: string;
+  /** The verdict in a sentence; empty: nothing is to blame. */
+  verdictMessage: string;
 }
 
 /** The detail of `fanlight-stats`. */
@@ -211,7 +218,7 @@ export class FanlightPlayer extends HTMLElement {
       connection: pool.get(this.#gateway(), this.token),
       camera: this.camera,
       audio: !this.muted,
-      viewport: this.#visibility.shown.viewport,
+      viewport: heard(this.#visibility.shown.viewport, this.muted),
       media,
       screen: this.#screen,
       onStatus: (status) => this.#tell(status),
@@ -243,7 +250,7 @@ export class FanlightPlayer extends HTMLElement {
   }
 
   #shownChanged(shown: Shown): void {
-    this.#playback?.setViewport(shown.viewport);
+    this.#playback?.setViewport(heard(shown.viewport, this.muted));
     if (!this.#lazy) return;
     if (shown.near) {
       clearTimeout(this.#farTimer);
@@ -263,8 +270,17 @@ export class FanlightPlayer extends HTMLElement {
       speak: this.#visibility?.shown.viewport.visible ?? false,
     });
     if (before.state === "idle" && status.state === "idle") return;
-    const { state, reason, retryAt } = status;
-    const detail: StateDetail = { camera: this.camera, state, reason, message: this.#message, retryAt };
+    const { state, reason, retryAt, quality } = status;
+    const detail: StateDetail = {
+      camera: this.camera,
+      state,
+      reason,
+      message: this.#message,
+      retryAt,
+      profile: quality?.profile ?? "",
+      verdict: quality?.verdict ?? "",
+      verdictMessage: asSentence(quality?.message ?? ""),
+    };
     this.dispatchEvent(new CustomEvent("fanlight-state", { detail, bubbles: true, composed: true }));
   }
 
@@ -277,6 +293,7 @@ export class FanlightPlayer extends HTMLElement {
   #mutedChanged(): void {
     this.#screen.muted = this.muted;
     this.#view.sound = !this.muted;
+    if (this.#visibility) this.#playback?.setViewport(heard(this.#visibility.shown.viewport, this.muted));
     if (!this.muted) this.#playback?.wantAudio();
   }
 

@@ -37,6 +37,12 @@ export function count(value: number | undefined): string {
   return value.toLocaleString("en-US", { maximumFractionDigits: 0 });
 }
 
+/** 0.1234 → "12 %", 0.0123 → "1.2 %". */
+export function share(value: number | undefined): string {
+  if (value === undefined || !Number.isFinite(value)) return NOTHING;
+  return value === 0 || value >= 0.0995 ? `${Math.round(value * 100)} %` : `${(value * 100).toFixed(1)} %`;
+}
+
 /** 84.4 → "84 ms". */
 export function milliseconds(value: number | undefined): string {
   if (value === undefined || !Number.isFinite(value)) return NOTHING;

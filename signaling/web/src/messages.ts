@@ -79,6 +79,18 @@ export function sentence(reason: string, message = "", browserHasH264 = true): s
   return reason === "codec_unsupported" && !browserHasH264 ? `${text} ${NO_H264}`.trim() : text;
 }
 
+const VERDICTS: Readonly<Record<string, string>> = {
+  camera: "Camera",
+  node: "Node",
+  viewer_network: "Your network",
+  codec: "Codec",
+};
+
+/** Returns who is to blame, in a word or two; empty: nobody is. */
+export function blame(verdict: string): string {
+  return VERDICTS[verdict] ?? verdict.replaceAll("_", " ");
+}
+
 /** Begins with a capital and ends with a full stop. */
 export function asSentence(text: string): string {
   const trimmed = text.trim();

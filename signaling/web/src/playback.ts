@@ -46,6 +46,18 @@ export interface PlaybackStatus {
   message: string;
   /** When the next try begins, milliseconds since the epoch. */
   retryAt: number | undefined;
+  /** Of a picture that moves, what the gateway says of it; undefined: nothing. */
+  quality?: Quality | undefined;
+}
+
+/** What is known of a picture that moves. */
+export interface Quality {
+  /** The camera's profile: "main", "sub"; empty: not known. */
+  profile: string;
+  /** What is to blame if the picture is not good: "camera", "node", "viewer_network", "codec"; empty: nothing is. */
+  verdict: string;
+  /** The verdict in a sentence; may be empty. */
+  message: string;
 }
 
 /** Where pictures are shown. */
@@ -417,14 +429,15 @@ export class Playback implements Member {
       const state = shown.state?.state;
       const running = state === "live" || state === "moving" || state === undefined;
       if (shown.orphaned) {
-        if (still < STATS_INTERVAL * 2.5 && running) return LIVE;
+        if (still < STATS_INTERVAL * 2.5 && running) return { ...LIVE, quality: quality(shown.state) };
       } else if (!running) {
         return ofCamera(shown.state);
       } else if (still >= STALL_SHOWN) {
         const { reason, message } = state === "moving" && shown.state ? shown.state : NO_FRAMES;
         return { ...CONNECTING, reason, message };
       } else {
-        return this.#pending && state === "moving" ? MOVING : LIVE;
+        const moving = this.#pending && state === "moving";
+        return { ...(moving ? MOVING : LIVE), quality: quality(shown.state) };
       }
     }
     if (this.#failure) {
@@ -449,6 +462,11 @@ function ofCamera(said: StateMessage | undefined): PlaybackStatus {
   if (said?.state !== "camera_offline" && said?.state !== "connecting") return CONNECTING;
   const { state, reason, message, retryAt } = said;
   return { state, reason, message, retryAt };
+}
+
+function quality(said: StateMessage | undefined): Quality | undefined {
+  if (!said || (said.profile === "" && said.verdict === "")) return undefined;
+  return { profile: said.profile, verdict: said.verdict, message: said.verdictMessage };
 }
 
 /** The reasons for which a picture may not be seen any longer. */

@@ -70,6 +70,15 @@ video.front { z-index: 1; }
 }
 @container (max-height: 96px) { .symbol, .countdown { display: none; } }
 
+.verdict {
+  position: absolute; z-index: 2; left: 8px; top: 8px; margin: 0; max-width: calc(100% - 16px); box-sizing: border-box;
+  display: flex; align-items: center; gap: 5px; padding: 2px 8px 2px 6px;
+  border-radius: 999px; background: rgb(10 12 15 / 72%); color: var(--_accent);
+  font-size: 12px; line-height: 18px; white-space: nowrap;
+}
+.verdict[hidden] { display: none; }
+.verdict .icon { flex: none; width: 14px; height: 14px; stroke-width: 2; }
+
 .toolbar {
   position: absolute; z-index: 3; right: 10px; bottom: 10px; display: flex; gap: 6px;
   opacity: .75; transition: opacity .15s ease;

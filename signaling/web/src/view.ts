@@ -1,8 +1,8 @@
 // What a player shows besides the picture: why it is missing, and the buttons.
 
 import { h, icon, setText } from "./dom.ts";
-import { countdown, sentence } from "./messages.ts";
-import type { PlaybackStatus, PlayerState } from "./playback.ts";
+import { asSentence, blame, countdown, sentence } from "./messages.ts";
+import type { PlaybackStatus, PlayerState, Quality } from "./playback.ts";
 import { STYLE } from "./style.ts";
 
 /** What the buttons do. */
@@ -58,6 +58,9 @@ export class View {
   readonly #message = h("p", { className: "message", part: "message" });
   readonly #countdown = h("p", { className: "countdown", part: "countdown" });
   readonly #spoken = h("p", { className: "spoken", attributes: { role: "status", "aria-live": "polite" } });
+  readonly #verdict: HTMLElement;
+  readonly #blamed = h("span");
+  readonly #charge = h("span", { className: "spoken" });
   readonly #toolbar: HTMLElement;
   readonly #mute: HTMLButtonElement;
   readonly #fullscreen: HTMLButtonElement;
@@ -104,10 +107,13 @@ export class View {
       this.#message,
       this.#countdown,
     );
+    this.#verdict = h("p", { className: "verdict", part: "verdict", hidden: true });
+    this.#verdict.append(icon("M12 4 2.5 20h19z", "M12 10v4.5", "M12 17.5v.01"), this.#blamed, this.#charge);
     this.#frame = h(
       "div",
       { className: "frame", part: "frame" },
       this.screen,
+      this.#verdict,
       this.#overlay,
       this.#toolbar,
       this.#spoken,
@@ -130,6 +136,7 @@ export class View {
       setText(this.#title, title);
       setText(this.#message, text);
     }
+    this.#judge(title === "" ? status.quality : undefined);
     this.#speak(status.state, title, text, options.speak);
     this.#retryAt = title === "" ? undefined : status.retryAt;
     this.#count();
@@ -152,6 +159,17 @@ export class View {
   /** Ends what runs. The view can be shown again. */
   close(): void {
     clearTimeout(this.#timer);
+  }
+
+  /** Shows what is to blame for a picture that moves and is not good. */
+  #judge(quality: Quality | undefined): void {
+    const verdict = quality?.verdict ?? "";
+    this.#verdict.hidden = verdict === "";
+    if (verdict === "") return;
+    const charge = asSentence(quality?.message ?? "");
+    this.#verdict.title = charge;
+    setText(this.#blamed, blame(verdict));
+    setText(this.#charge, `: the picture is not good. ${charge}`);
   }
 
   /** Counts down to the next try, on the second, so that players with the same next try agree. */

@@ -75,6 +75,11 @@ export class Visibility {
   }
 }
 
+/** What is heard goes on though nobody sees it: a player with sound counts as visible. */
+export function heard(shown: Viewport, muted: boolean): Viewport {
+  return muted ? shown : { ...shown, visible: true };
+}
+
 /** CSS pixels to what the gateway is told: whole device pixels, none of them negative. */
 export function viewport(width: number, height: number, ratio: number, visible: boolean): Viewport {
   return {

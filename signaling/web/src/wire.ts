@@ -48,6 +48,12 @@ export interface StateMessage {
   message: string;
   /** When the camera will be tried again, milliseconds since the epoch. */
   retryAt: number | undefined;
+  /** The camera's profile that is sent: "main", "sub"; empty: none, or not known. */
+  profile: string;
+  /** What is to blame for a picture that is not good; empty: nothing is. */
+  verdict: string;
+  /** The verdict in a sentence, with figures. */
+  verdictMessage: string;
 }
 
 export interface ErrorMessage {
@@ -144,6 +150,9 @@ function state(session: string, value: Record<string, unknown>): StateMessage | 
     message: text(value.message),
     // Go's zero time is a date, but no time to wait for.
     retryAt: retryAt > 0 ? retryAt : undefined,
+    profile: text(value.profile),
+    verdict: text(value.verdict),
+    verdictMessage: text(value.verdict_message),
   };
 }
 

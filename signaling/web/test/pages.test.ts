@@ -140,6 +140,10 @@ const entry = (values: Partial<StatsEntry>): StatsEntry => ({
   packets: 0,
   bytes: 0,
   packetsLost: 0,
+  loss: 0,
+  jitterMs: 0,
+  verdict: "",
+  verdictMessage: "",
   ...values,
 });
 
@@ -156,6 +160,10 @@ describe("Api.stats", () => {
             packets_per_second: 1.5,
             viewers: 2,
             width: "x",
+            loss: 0.125,
+            jitter_ms: 7.5,
+            verdict: "camera",
+            verdict_message: "the camera lost 12.5 % of its packets",
           },
         ],
       },
@@ -163,7 +171,17 @@ describe("Api.stats", () => {
     expect(await client.stats()).toEqual({
       kind: "ok",
       value: [
-        entry({ camera: "lobby", node: "n", bitrateBps: 2_000_000, packetsPerSecond: 1.5, viewers: 2 }),
+        entry({
+          camera: "lobby",
+          node: "n",
+          bitrateBps: 2_000_000,
+          packetsPerSecond: 1.5,
+          viewers: 2,
+          loss: 0.125,
+          jitterMs: 7.5,
+          verdict: "camera",
+          verdictMessage: "the camera lost 12.5 % of its packets",
+        }),
       ],
     });
     expect(asked[0]?.url.pathname).toBe("/sub/stats");
@@ -174,7 +192,7 @@ describe("Api.stats", () => {
 describe("table", () => {
   const entries = [
     entry({ camera: "demo-10", viewers: 1, bitrateBps: 5, node: "b" }),
-    entry({ camera: "demo-2", viewers: 1, bitrateBps: 9, node: "a", packetsLost: 4 }),
+    entry({ camera: "demo-2", viewers: 1, bitrateBps: 9, node: "a", packetsLost: 4, verdict: "node" }),
     entry({ camera: "attic", viewers: 7, state: "failed", node: "" }),
   ];
 
@@ -194,6 +212,7 @@ describe("table", () => {
       bitrateBps: 14,
       viewers: 9,
       packetsLost: 4,
+      blamed: 1,
     });
     expect(totals([])).toMatchObject({ cameras: 0, live: 0, nodes: 0, bitrateBps: 0 });
   });

@@ -121,6 +121,25 @@ describe("Playback", () => {
     expect(gateway.last.of("stats")).toEqual([{ type: "stats", session: last(), first_frame_ms: 120 }]);
   });
 
+  it("says which profile is shown and what is to blame, while the picture moves", async () => {
+    await start();
+    await live();
+    say({ type: "state", state: "live", profile: "main" });
+    expect(now()).toMatchObject({ state: "live", quality: { profile: "main", verdict: "", message: "" } });
+    const verdict = { verdict: "viewer_network", verdict_message: "this viewer loses 8.0 % of its packets" };
+    say({ type: "state", state: "live", profile: "sub", ...verdict });
+    expect(now()?.quality).toEqual({
+      profile: "sub",
+      verdict: "viewer_network",
+      message: "this viewer loses 8.0 % of its packets",
+    });
+    say({ type: "state", state: "camera_offline", reason: "timeout", verdict: "camera" });
+    expect(now()).toMatchObject({ state: "camera_offline", reason: "timeout" });
+    expect(now()?.quality).toBeUndefined();
+    say({ type: "state", state: "live" });
+    expect(now()).toEqual({ state: "live", reason: "", message: "", retryAt: undefined });
+  });
+
   it("says why the camera is offline and when it is tried again, and goes on in the same session", async () => {
     await start();
     const peer = await live();

@@ -1,11 +1,11 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { Backoff } from "../src/backoff.ts";
 import * as format from "../src/format.ts";
-import { countdown, isLasting, isTokenReason, sentence } from "../src/messages.ts";
+import { blame, countdown, isLasting, isTokenReason, sentence } from "../src/messages.ts";
 import { codecNames, hasH264, preferH264, receiver } from "../src/peer.ts";
 import { expiry, refreshIn } from "../src/token.ts";
 import { Turns } from "../src/turns.ts";
-import { viewport } from "../src/visibility.ts";
+import { heard, viewport } from "../src/visibility.ts";
 import { FakeMedia } from "./fakes.ts";
 
 describe("Turns", () => {
@@ -104,6 +104,10 @@ describe("format", () => {
     expect(format.resolution(0, 0)).toBe("–");
     expect(format.count(1_234_567)).toBe("1,234,567");
     expect(format.packetRate(1236.4)).toBe("1,236 pkt/s");
+    expect(format.share(0)).toBe("0 %");
+    expect(format.share(0.0123)).toBe("1.2 %");
+    expect(format.share(0.0999)).toBe("10 %");
+    expect(format.share(Number.NaN)).toBe("–");
     expect(format.milliseconds(84.4)).toBe("84 ms");
     expect(format.milliseconds(12_400)).toBe("12 s");
     expect(format.milliseconds(undefined)).toBe("–");
@@ -194,9 +198,28 @@ describe("token", () => {
   });
 });
 
+describe("blame", () => {
+  it("names who it is, also one that this player does not know", () => {
+    expect(["camera", "node", "viewer_network", "codec", "the_weather", ""].map(blame)).toEqual([
+      "Camera",
+      "Node",
+      "Your network",
+      "Codec",
+      "the weather",
+      "",
+    ]);
+  });
+});
+
 describe("viewport", () => {
   it("is in device pixels, and what has no size cannot be seen", () => {
     expect(viewport(320.4, 180, 2, true)).toEqual({ width: 641, height: 360, visible: true });
     expect(viewport(0, 180, 2, true)).toEqual({ width: 0, height: 360, visible: false });
+  });
+
+  it("counts as visible while it is heard", () => {
+    const hidden = { width: 640, height: 360, visible: false };
+    expect(heard(hidden, true)).toEqual(hidden);
+    expect(heard(hidden, false)).toEqual({ ...hidden, visible: true });
   });
 });

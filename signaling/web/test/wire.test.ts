@@ -41,6 +41,9 @@ describe("parseServerMessage", () => {
       reason: "timeout",
       message: "no answer",
       retry_at: "2026-01-02T03:04:05.5Z",
+      profile: "sub",
+      verdict: "camera",
+      verdict_message: "the camera does not answer",
     });
     expect(message).toEqual({
       type: "state",
@@ -49,6 +52,9 @@ describe("parseServerMessage", () => {
       reason: "timeout",
       message: "no answer",
       retryAt: Date.UTC(2026, 0, 2, 3, 4, 5, 500),
+      profile: "sub",
+      verdict: "camera",
+      verdictMessage: "the camera does not answer",
     });
   });
 

@@ -25,6 +25,13 @@ export interface StatsEntry {
   packets: number;
   bytes: number;
   packetsLost: number;
+  /** The share of packets lost between camera and node in the last ten seconds, 0 to 1. */
+  loss: number;
+  /** How unevenly the camera's pictures come, milliseconds. */
+  jitterMs: number;
+  /** What is to blame for a picture that is not good; empty: nothing is. */
+  verdict: string;
+  verdictMessage: string;
 }
 
 /** What a request came to. */
@@ -187,6 +194,10 @@ function statsEntry(value: unknown): StatsEntry | undefined {
     packets: number(value.packets),
     bytes: number(value.bytes),
     packetsLost: number(value.packets_lost),
+    loss: number(value.loss),
+    jitterMs: number(value.jitter_ms),
+    verdict: text(value.verdict),
+    verdictMessage: text(value.verdict_message),
   };
 }
 

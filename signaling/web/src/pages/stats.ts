@@ -1,7 +1,8 @@
 // The page "/stats": the live figures of every camera, once a second.
 
 import { h, setText } from "../dom.ts";
-import { bitrate, count, frameRate, packetRate, resolution } from "../format.ts";
+import { bitrate, count, frameRate, milliseconds, packetRate, resolution, share } from "../format.ts";
+import { asSentence, blame } from "../messages.ts";
 import { Api, type StatsEntry } from "./api.ts";
 import { badge } from "./badge.ts";
 import { Poll } from "./poll.ts";
@@ -22,7 +23,20 @@ const COLUMNS: readonly [Column, string, (entry: StatsEntry) => string, boolean]
   ["viewers", "Viewers", (e) => count(e.viewers), true],
   ["packets", "Packets received", (e) => count(e.packets), true],
   ["packetsLost", "Lost", (e) => count(e.packetsLost), true],
+  ["loss", "Loss", (e) => (e.state === "live" ? share(e.loss) : "–"), true],
+  ["jitterMs", "Jitter", (e) => (e.state === "live" ? milliseconds(e.jitterMs) : "–"), true],
+  ["verdict", "Verdict", verdict, false],
 ];
+
+/** On this page "your network" is that of most viewers. */
+function verdict({ verdict, viewers }: StatsEntry): string {
+  if (verdict === "") return "–";
+  return verdict === "viewer_network"
+    ? viewers === 1
+      ? "Viewer's network"
+      : "Viewers' networks"
+    : blame(verdict);
+}
 
 class StatsPage {
   readonly #api = new Api(base);
@@ -134,6 +148,8 @@ class StatsPage {
         const text = row.children[cell]?.querySelector(".value");
         if (text) setText(text, value(entry));
       }
+      const why = row.querySelector<HTMLElement>("td.verdict");
+      if (why) why.title = asSentence(entry.verdictMessage);
     }
     this.#nothing.hidden = entries.length > 0;
     this.#showTotals(entries);
@@ -148,6 +164,7 @@ class StatsPage {
       if (column === "camera") row.append(h("th", { scope: "row" }, value));
       else if (column === "state")
         row.append(h("td", {}, h("span", { className: "badge" }, h("i", { className: "dot" }), value)));
+      else if (column === "verdict") row.append(h("td", { className: "verdict" }, value));
       else row.append(h("td", { className: numeric ? "number" : "" }, value));
     }
     this.#rows.set(camera, row);
@@ -167,6 +184,9 @@ class StatsPage {
       count(sum.viewers),
       count(sum.packets),
       count(sum.packetsLost),
+      "",
+      "",
+      sum.blamed === 0 ? "" : `${count(sum.blamed)} with a verdict`,
     ];
     if (this.#foot.children.length === 0) {
       for (const [index, [, , , numeric]] of COLUMNS.entries()) {

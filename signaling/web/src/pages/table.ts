@@ -27,6 +27,8 @@ export interface Totals {
   viewers: number;
   packets: number;
   packetsLost: number;
+  /** Cameras whose picture is not good. */
+  blamed: number;
 }
 
 /** Adds the cameras up. */
@@ -40,6 +42,7 @@ export function totals(entries: readonly StatsEntry[]): Totals {
     viewers: 0,
     packets: 0,
     packetsLost: 0,
+    blamed: 0,
   };
   for (const entry of entries) {
     if (entry.state === "live") sum.live++;
@@ -48,6 +51,7 @@ export function totals(entries: readonly StatsEntry[]): Totals {
     sum.viewers += entry.viewers;
     sum.packets += entry.packets;
     sum.packetsLost += entry.packetsLost;
+    if (entry.verdict !== "") sum.blamed++;
   }
   return sum;
 }

@@ -28,6 +28,7 @@ export class Tile {
   readonly #name = h("h2", { className: "name" });
   readonly #badge = h("span", { className: "badge" });
   readonly #badgeText = h("span");
+  readonly #profile = h("span", { className: "profile", title: "The camera's profile that is shown" });
   readonly #reason = h("p", { className: "reason" });
   readonly #figures: Record<Figure, HTMLElement>;
   readonly #labels = h("ul", { className: "labels" });
@@ -67,7 +68,7 @@ export class Tile {
       h(
         "div",
         { className: "caption" },
-        h("div", { className: "title" }, this.#name, this.#badge),
+        h("div", { className: "title" }, this.#name, this.#profile, this.#badge),
         h("dl", { className: "figures" }, ...FIGURES.map(([key]) => this.#figures[key])),
         this.#reason,
         this.#labels,
@@ -164,9 +165,12 @@ export class Tile {
     const { tone, text } = this.#tone();
     this.element.dataset.tone = tone;
     setText(this.#badgeText, text);
+    setText(this.#profile, this.#state?.profile ?? "");
     // While there is a player its overlay says why; the tile speaks for what is not being watched.
     const idle = this.#state === undefined || this.#state.state === "idle";
-    setText(this.#reason, idle && tone !== "live" ? sentence(this.#entry.reason, this.#entry.message) : "");
+    const why = idle && tone !== "live" ? sentence(this.#entry.reason, this.#entry.message) : "";
+    setText(this.#reason, why || (this.#state?.verdictMessage ?? ""));
+    this.#reason.classList.toggle("verdict", why === "");
     const pairs = Object.entries(labels).map(([key, value]) => (value === "" ? key : `${key}=${value}`));
     if (pairs.join("\n") !== [...this.#labels.children].map((child) => child.textContent).join("\n")) {
       this.#labels.replaceChildren(...pairs.map((pair) => h("li", {}, pair)));
