@@ -127,7 +127,7 @@ var errorText = map[Error]string{
 	BadOffer:             "the SDP offer cannot be used",
 	NoVideoSection:       "the SDP offer has no video section that receives",
 	BadCandidate:         "the ICE candidate cannot be used",
-	CodecUnsupported:     "the browser and the camera have no codec in common",
+	CodecUnsupported:     "the browser cannot play what the camera sends",
 	StaleRoute:           "the camera has moved since the route was read",
 	NodeFull:             "the node takes no more sessions",
 	CameraMoved:          "the camera has moved to another node",

@@ -115,7 +115,7 @@ func TestNegotiateCodecs(t *testing.T) {
 		{"the sub profile is not known yet", offering(baseline), [][]stream.Track{{trackWith("H265")}, nil}, []int{1}, "H264/100"},
 		{"none fits", offering("VP8"), [][]stream.Track{{trackWith("H265")}, {trackWith("H264")}, spsTrack(0x64, 0)}, nil, "camera sends H265, H264, browser offers VP8"},
 		{"only sound", offering("VP8"), one(trackWith("PCMA")), []int{0}, "VP8/100"},
-		{"the form of the reason", head + video("102 96 97", h264+vp8), one(trackWith("H265")), nil, "the browser and the camera have no codec in common: camera sends H265, browser offers H264, VP8"},
+		{"the form of the reason", head + video("102 96 97", h264+vp8), one(trackWith("H265")), nil, "the browser cannot play what the camera sends: camera sends H265, browser offers H264, VP8"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			text := tt.offer

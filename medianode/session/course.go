@@ -99,6 +99,9 @@ func (s *Session) unplayable(profiles []candidate) error {
 	if slices.ContainsFunc(profiles, func(p candidate) bool { return p.fits }) {
 		return nil
 	}
+	if !slices.ContainsFunc(s.cfg.Profiles, func(p Profile) bool { return !p.Stream.Closed() }) {
+		return nil // the camera was let go: the board says why
+	}
 	var sends []stream.Track
 	for _, p := range s.cfg.Profiles {
 		if p.Stream.BFrames() == fleet.BFramesReferenced {
@@ -152,13 +155,11 @@ func (s *Session) steer(timer *time.Timer) error {
 // viewer connects. The error is as steer's; the camera is pulled all the same, for
 // that it cannot be played may be true of its last connection only.
 func (s *Session) settle() error {
-	c, profiles, now := &s.course, s.candidates(s.plan), time.Now()
+	c, profiles := &s.course, s.candidates(s.plan)
+	now := time.Now()
 	c.choice, _ = c.steering.decide(now, profiles, s.sight(now))
 	if !c.choice.paused {
 		s.hold(c.choice.profile)
-	}
-	if !slices.ContainsFunc(s.cfg.Profiles, func(p Profile) bool { return !p.Stream.Closed() }) {
-		return nil // the camera is being let go, and Run says why
 	}
 	return s.unplayable(profiles)
 }
