@@ -5,15 +5,18 @@
 // run comes as a complete desired set, which it reconciles its cameras to
 // (reconcile.go); what it sees of them goes back as states, at once, and as
 // figures, coarsely. A camera (camera.go) has a feed for each of its profiles
-// (feed.go): a stream.Stream and, while the profile is to be pulled, a
-// source.Source that writes into it. The first profile is pulled always, unless the
-// camera is on demand; the others while a session needs them. Gateways open
-// sessions over gRPC (sessions.go), each a session.Session that reads from one of
-// the streams at a time.
+// (feed.go): a stream.Stream and, while it is to be pulled, a source.Source that
+// writes into it. Gateways open sessions over gRPC (sessions.go), each a
+// session.Session that reads from the stream of the profile which it needs, and
+// holds that profile while it does. The first profile is pulled always, or, of a
+// camera on demand, as the others are: while a session holds it, and for the idle
+// timeout longer. A camera that accepts few RTSP sessions (max_sessions) has no
+// more feeds than that.
 //
 // What changes of a camera restarts no more than it must: with another URL or
-// password the source is another, and the stream and its sessions stay. A
-// camera that is lost and comes back is the same streams too, and so is one whose
+// password the source is another, and the stream and its sessions stay. The
+// stream of a profile that is no more is closed, and who watches it comes again. A
+// camera that is lost and comes back is the same stream too, and so is one whose
 // assignment gets a new generation or that begins to move. Sessions end when
 // their viewer leaves, when the camera is let go, and when the node stops.
 //

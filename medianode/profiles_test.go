@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pion/rtcp"
 	"github.com/pion/rtp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -179,7 +178,7 @@ func TestProfileFollowsTheBox(t *testing.T) {
 
 	// What was sent before the switch can still be asked for.
 	asked := up.seq - 5
-	if err := w.SendRTCP(&rtcp.TransportLayerNack{MediaSSRC: up.ssrc, Nacks: rtcp.NackPairsFromSequenceNumbers([]uint16{asked})}); err != nil {
+	if err := w.SendNACK(asked); err != nil {
 		t.Fatal(err)
 	}
 	repaired := func() (n int, same bool) {

@@ -12,7 +12,7 @@ type Camera struct {
 	Profiles    []Profile // at least one; the best picture first
 	Credentials Credentials
 	PullPolicy  PullPolicy
-	IdleTimeout time.Duration // of ON_DEMAND, and of profiles but the first; never 0
+	IdleTimeout time.Duration // of what is pulled while somebody watches; never 0
 	MaxSessions int           // RTSP sessions the camera accepts; 0: unlimited
 	TCPFirst    bool          // RTP came over TCP when the camera was last seen
 	ONVIFURL    string        // of the device service, without credentials; empty: guessed from the first profile's; ONVIFNone: not used

@@ -370,6 +370,15 @@ func (v *Viewer) SendPLI() error {
 	return v.pc.WriteRTCP([]rtcp.Packet{&rtcp.PictureLossIndication{MediaSSRC: ssrc}})
 }
 
+// SendNACK asks the other side for packets of the video again.
+func (v *Viewer) SendNACK(numbers ...uint16) error {
+	ssrc := v.Report().Video.SSRC
+	if ssrc == 0 {
+		return errors.New("send a NACK: no video has come yet")
+	}
+	return v.pc.WriteRTCP([]rtcp.Packet{&rtcp.TransportLayerNack{MediaSSRC: ssrc, Nacks: rtcp.NackPairsFromSequenceNumbers(numbers)}})
+}
+
 // SendRTCP sends any RTCP packets.
 func (v *Viewer) SendRTCP(p ...rtcp.Packet) error { return v.pc.WriteRTCP(p) }
 

@@ -1,6 +1,6 @@
-// Package session is one viewer's session: SDP, RTCP, the choice among the
-// camera's profiles, and the way of a stream's packets to the viewer, sealed. What
-// carries them, ICE and DTLS, is package transport's.
+// Package session is one viewer's session: SDP, RTCP, and the way of a stream's
+// packets to the viewer, sealed. What carries them, ICE and DTLS, is package
+// transport's.
 //
 // An Engine is made once per node. Engine.Open answers a viewer's offer;
 // Session.Run then goes on until the viewer or the camera is gone.
@@ -15,27 +15,30 @@
 // with sequence numbers that go on. The packets that viewers ask for again are the
 // stream's, kept once for all of them.
 //
-// A viewer begins with what the stream has kept since the camera's last keyframe,
-// squeezed into a hundredth of a second, and goes on with what is live
-// (catchup.go): so it has a picture at once, whatever the keyframe interval. Audio
-// waits until then. A session gets one of its camera's profiles at a time: which
-// one follows from the size of the picture, the path, and what the camera has
-// (steer.go, course.go). A switch is a keyframe, with numbers and timestamps that go
-// on. Nothing is sent while nobody looks.
+// A viewer who comes between two keyframes gets at once what the stream has kept
+// since the last, squeezed into a hundredth of a second, and then what is live
+// (catchup.go); so does one that asks for a keyframe. A session has all of its
+// camera's profiles, of which the viewer gets one: by the size of the box that it
+// shows it in, by what the path carries, and by what the camera has (steer.go,
+// which decides, and course.go, which has it so). It says which it needs
+// (OpenConfig.Hold). A viewer who does not look gets nothing. Whatever is sent, past,
+// live, or another profile, is to the viewer one sequence of numbers and
+// timestamps that go on; each part of it is a run of its lane (lane.go), of which
+// it can still ask for packets when the next has begun.
 //
 // What is negotiated: one video section and, if the viewer offers one, one
 // audio section, both only sent. One payload type for each codec that both sides
 // know, of several the one whose profile fits the camera best: H264 with
 // packetization mode 1, H265, AV1, VP9 and VP8; OPUS, G722, PCMU and PCMA. What is
-// sent is what the camera sends. Feedback: NACK, answered over RTX where offered (RFC
-// 4588) and within a budget (resend.go); PLI and FIR, answered from what the stream
-// has kept, and passed on to the camera; REMB, where the camera has more than one
-// profile. Header extensions (RFC 8285), where offered: playout-delay, by which a
-// viewer that loses packets is told to hold pictures back (cushion.go),
-// abs-capture-time, and abs-send-time together with REMB. Sections that are not
-// sent in are answered as inactive. No congestion control but the choice of a
-// profile, no transport-wide feedback, no forward error correction, no data
-// channels.
+// sent is what the camera sends. Feedback: NACK, answered over RTX where offered
+// (RFC 4588), within a budget, and twice while the viewer loses packets
+// (resend.go); PLI and FIR, answered from what is kept, and by asking the camera for
+// a keyframe; REMB, of a camera with several profiles. Header extensions
+// (extension.go): the playout delay, which is 0 unless the viewer loses packets
+// (cushion.go); the time of capture; and with REMB the time of sending. Sections
+// that are not sent in are answered as inactive. What leaves is not paced by the
+// path's state, which only chooses among the profiles. No transport-wide feedback,
+// no forward error correction, no data channels.
 //
 // Encryption is DTLS-SRTP with the node as DTLS server, preferring
 // AEAD_AES_128_GCM, then AEAD_AES_256_GCM, then AES128_CM_HMAC_SHA1_80: by what

@@ -1,4 +1,5 @@
-// Package stream holds one camera's live media in memory and fans it out.
+// Package stream holds the live media of one profile of a camera in memory and
+// fans it out.
 //
 // A source publishes its tracks and writes RTP packets in; a subscription, for one
 // viewer or for many, takes bursts of packets out. Writing never blocks: a slow
@@ -51,15 +52,16 @@
 // The latest are kept for viewers who missed them (Subscription.Retained), once
 // for all, while anybody subscribes.
 //
-// What came since the last keyframe is kept too, whether or not anybody subscribes
-// and bounded in bytes and time, for those who begin in between
-// (Subscription.Recent). Who does not ask for it begins with the next keyframe. The
-// camera is asked for one, each second until it begins, when a subscription says
-// so, has lost its place by an overflow, or sees a new connection that does not
-// begin with one, and when packets were lost while anybody subscribes.
-//
 // Packets that arrive late are dropped, for reordering is the source's part
 // (gortsplib has it for UDP); malformed ones are dropped and counted.
+//
+// What video came since the last keyframe is kept too, bounded in bytes and time,
+// whether or not anybody subscribes (Subscription.Recent): who begins in between
+// begins with that. It goes with the connection. A subscription that does not want
+// it, or for which there is none, starts with the next keyframe. The camera is
+// asked for one, each second until it begins, when a subscription says so, has
+// lost its place by an overflow, or sees a new connection that does not begin with
+// one, and when packets were lost while anybody subscribes.
 //
 // The package knows neither RTSP nor WebRTC and performs no I/O. It starts no
 // goroutine.
