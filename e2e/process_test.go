@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -218,7 +219,9 @@ func freePort(t *testing.T) int {
 }
 
 func tryPort() (int, error) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	// None of those that the system gives to whoever connects (32768 and up): such a
+	// port could be taken before it is used.
+	lis, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
 	if err != nil {
 		return 0, fmt.Errorf("free port: %w", err)
 	}
