@@ -25,7 +25,8 @@ type trial struct {
 type viewerTrial struct {
 	own          judgement
 	loss         float64 // of several reports, the latest counting most
-	packets, all uint64  // sent, and with those that there was no room for
+	breadth      breadth
+	packets, all uint64 // sent, and with those that there was no room for
 }
 
 // lossWeight is how much one look counts in viewerTrial.loss: a report is of a
@@ -88,7 +89,7 @@ func (c *camera) judge(now time.Time, node nodeFigures, sum *tally) {
 		overflow += s.Drops.Overflow
 		var found finding
 		if live[i] {
-			found = blameProfile(profileFigures{loss: s.Loss, jitter: s.Jitter, tcp: tcp[i]}, f.held.blames(fleet.CauseCamera))
+			found = blameProfile(profileFigures{loss: s.Loss, missing: s.Missing, jitter: s.Jitter, tcp: tcp[i]}, f.held.figure)
 		}
 		f.held.hear(now, found)
 	}
@@ -97,11 +98,13 @@ func (c *camera) judge(now time.Time, node nodeFigures, sum *tally) {
 	fed, bad := 0, 0
 	for _, v := range viewings {
 		packets := v.judge(now, stats)
-		if sent += packets; packets > 0 {
+		sent += packets
+		blamed := v.trial.own.blames(fleet.CauseViewerNetwork)
+		if blamed {
+			bad++
+		}
+		if packets > 0 || blamed { // whom nothing can be sent counts
 			fed++
-			if v.trial.own.blames(fleet.CauseViewerNetwork) {
-				bad++
-			}
 		}
 	}
 	t := &c.trial
@@ -110,7 +113,7 @@ func (c *camera) judge(now time.Time, node nodeFigures, sum *tally) {
 	node.dropped, node.viewers = share(dropped, dropped+sent), share(float64(bad), float64(fed))
 	var found finding
 	if fed > 0 || dropped > 0 {
-		found = blameNode(node, t.node.blames(fleet.CauseNode))
+		found = blameNode(node, t.node.figure)
 	}
 	t.node.hear(now, found)
 	t.viewers.hear(now, blameViewers(bad, fed))
@@ -187,29 +190,41 @@ func (c *camera) watching() []*viewing {
 }
 
 // judge looks at the way to the viewer, and returns how many packets have been
-// sent since the look before. Nothing is held against the network of a viewer who
-// is not sent anything.
+// sent since the look before.
 func (v *viewing) judge(now time.Time, profiles map[string]stream.Stats) (packets float64) {
-	t, stats, path := &v.trial, v.session.Stats(), v.session.Path()
 	v.telling.Lock()
 	profile := v.status.Profile
 	v.telling.Unlock()
-	all := stats.Packets + stats.Full
-	packets = float64(stats.Packets - t.packets)
-	full := share(float64(all-t.all)-packets, float64(all-t.all))
-	t.packets, t.all = stats.Packets, all
-	var found finding
-	if packets > 0 {
-		t.loss += lossWeight * (path.Loss - t.loss)
-		camera := profiles[profile]
-		found = blameViewer(viewerFigures{
-			loss: t.loss, full: full, roundTrip: path.RoundTrip, jitter: path.Jitter, camera: camera.Jitter, estimate: path.Estimate, bitrate: camera.BitrateBPS,
-		}, t.own.blames(fleet.CauseViewerNetwork))
-	}
-	t.own.hear(now, found)
+	packets = v.trial.look(now, profile, profiles[profile], v.session.Stats(), v.session.Path())
 	v.telling.Lock()
-	v.own = t.own.verdict
+	v.own = v.trial.own.verdict
 	v.telling.Unlock()
+	return packets
+}
+
+// look takes what has been counted of a session that gets a profile of a camera,
+// and returns how many packets have been sent since the look before. Nothing is
+// held against the network of a viewer who gets no profile because nobody looks;
+// and a look at one for whom nothing came says nothing.
+func (t *viewerTrial) look(now time.Time, profile string, camera stream.Stats, stats session.Stats, path session.Path) (packets float64) {
+	all := stats.Packets + stats.Full
+	packets, due := float64(stats.Packets-t.packets), float64(all-t.all)
+	t.packets, t.all = stats.Packets, all
+	if profile == "" {
+		t.loss, t.breadth = 0, breadth{}
+		t.own.hear(now, finding{})
+		return packets
+	}
+	seen := viewerFigures{full: share(due-packets, due), roundTrip: path.RoundTrip, estimate: path.Estimate}
+	seen.bitrate, seen.growing = t.breadth.look(now, profile, camera.Bytes, path.Estimate)
+	switch {
+	case packets > 0:
+		t.loss += lossWeight * (path.Loss - t.loss)
+		seen.loss, seen.latest, seen.jitter, seen.camera = t.loss, path.Loss, path.Jitter, camera.Jitter
+	case due == 0:
+		return 0
+	}
+	t.own.hear(now, blameViewer(seen, t.own.figure))
 	return packets
 }
 

@@ -12,6 +12,7 @@ import (
 	"fanlight/internal/fleet"
 	"fanlight/internal/simcam"
 	"fanlight/internal/viewertest"
+	"fanlight/medianode/session"
 	"fanlight/medianode/stream"
 	controlv1 "fanlight/proto/fanlight/control/v1"
 	mediav1 "fanlight/proto/fanlight/media/v1"
@@ -170,4 +171,119 @@ func TestNodeIsToBlame(t *testing.T) {
 	if got, whole := c.upstream("main"), c.board.Status().Verdict; got.Cause != fleet.CauseNone || whole.Cause != fleet.CauseViewerNetwork {
 		t.Errorf("a session has %+v, the camera %+v", got, whole)
 	}
+}
+
+// seat is a viewer's session, as Node.judge sees it, of a camera whose main profile
+// has 4 Mbit/s and whose sub profile has 500 kbit/s.
+type seat struct {
+	t      *testing.T
+	trial  viewerTrial
+	now    time.Time
+	camera map[string]int64 // bytes of each profile
+	stats  session.Stats
+	path   session.Path
+}
+
+func newSeat(t *testing.T) *seat {
+	return &seat{t: t, now: time.Now(), camera: make(map[string]int64)}
+}
+
+// look lets a time between two looks pass in which the viewer was sent packets of
+// a profile, and others had no room. want is what the verdict's message has then;
+// empty: there is none.
+func (s *seat) look(profile string, packets, full uint64, want string) {
+	s.t.Helper()
+	s.now = s.now.Add(judgeEvery)
+	s.camera["main"] += int64(4e6 / 8 * judgeEvery.Seconds())
+	s.camera["sub"] += int64(5e5 / 8 * judgeEvery.Seconds())
+	s.stats.Packets += packets
+	s.stats.Full += full
+	// Of the second that has a keyframe, which is not what the picture needs.
+	last := stream.Stats{Bytes: s.camera[profile], BitrateBPS: 20e6}
+	if got := s.trial.look(s.now, profile, last, s.stats, s.path); got != float64(packets) {
+		s.t.Errorf("%v packets since the look before, want %d", got, packets)
+	}
+	if got := s.trial.own.verdict.Message; (want == "") != (got == "") || !strings.Contains(got, want) {
+		s.t.Errorf("told %q, want %q", got, want)
+	}
+}
+
+// Who was blamed for loss is not blamed for a round trip that nobody would be
+// blamed for.
+func TestJudgeByTheFigureThatDecided(t *testing.T) {
+	s := newSeat(t)
+	s.path = session.Path{Loss: 0.1, RoundTrip: 300 * time.Millisecond}
+	s.look("main", 100, 0, "")
+	s.look("main", 100, 0, "loses")
+	s.path.Loss = 0
+	s.look("main", 100, 0, "loses") // 3.7 % of some seconds
+	s.look("main", 100, 0, "loses") // 2.5 %
+	s.look("main", 100, 0, "loses") // 1.6 %
+	for range acquitAt - 1 {
+		s.look("main", 100, 0, "loses")
+	}
+	s.look("main", 100, 0, "")
+}
+
+// One report of a bad second is none of a bad network, and several are.
+func TestJudgeOneBadSecond(t *testing.T) {
+	s := newSeat(t)
+	for range 5 {
+		s.path.Loss = 0.135
+		s.look("main", 100, 0, "")
+		s.path.Loss = 0
+		for range 5 {
+			s.look("main", 100, 0, "")
+		}
+	}
+	s.path.Loss = 0.135
+	s.look("main", 100, 0, "")
+	s.look("main", 100, 0, "loses")
+}
+
+// A browser's estimate begins with what it was sent before, and grows: that is no
+// narrow path. One that stays is.
+func TestJudgeEstimateAfterASwitch(t *testing.T) {
+	s := newSeat(t)
+	for range 5 {
+		s.path.Estimate = 760_000 // half as much again
+		s.look("sub", 100, 0, "")
+	}
+	for s.path.Estimate < 4_000_000 {
+		s.look("main", 400, 0, "")
+		s.path.Estimate = int64(float64(s.path.Estimate) * 1.08 * 1.08)
+	}
+	s.look("main", 400, 0, "")
+	s.path.Estimate = 2_000_000
+	s.look("main", 400, 0, "")
+	s.look("main", 400, 0, "the path to this viewer carries some 2.0 Mbit/s, the picture needs 4.0 Mbit/s")
+	s.path.Estimate = 2_050_000 // to and fro
+	s.look("main", 400, 0, "carries")
+	s.look("sub", 100, 0, "carries")
+	s.look("sub", 100, 0, "carries")
+	s.look("sub", 100, 0, "")
+}
+
+// That nothing came for a viewer acquits nobody; that nothing of it had room
+// convicts; and when nobody looks, there is nothing to blame.
+func TestJudgeWhoIsSentNothing(t *testing.T) {
+	s := newSeat(t)
+	s.path.RoundTrip = 500 * time.Millisecond
+	s.look("main", 100, 0, "")
+	s.look("main", 0, 0, "")
+	s.look("main", 100, 0, "round trip 500 ms")
+	s.path.RoundTrip = 0
+	for range 2 * acquitAt {
+		s.look("main", 0, 0, "round trip 500 ms")
+	}
+	s.look("main", 0, 50, "round trip 500 ms")
+	s.look("main", 0, 50, "no room for 100.0 %")
+	for range 2 * acquitAt {
+		s.look("main", 0, 50, "no room for 100.0 %")
+		s.look("main", 0, 0, "no room for 100.0 %")
+	}
+	for range acquitAt - 1 {
+		s.look("", 0, 0, "no room")
+	}
+	s.look("", 0, 0, "")
 }

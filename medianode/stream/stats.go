@@ -23,7 +23,8 @@ type Stats struct {
 	ConnectionPacketsLost int64 // the same since the last Publish
 	// Loss is the share of packets missing there in the last ten seconds, 0 to 1:
 	// of what came and what is missing, of all tracks and connections.
-	Loss float64
+	Loss    float64
+	Missing int64 // packets that are missing there
 	// Jitter is how unevenly the connection's pictures come: the interarrival
 	// jitter of RFC 3550 §6.4.1, of the first packet of each access unit, from when
 	// it came and its timestamp. It is a mean over some sixteen pictures. What the
@@ -47,13 +48,13 @@ type Stats struct {
 }
 
 // Add adds the counters and bit rates of another stream of the same camera. What
-// is of pictures stays, unless there is none here; Loss and Jitter are the worse
-// of both.
+// is of pictures stays, unless there is none here; Loss, Missing and Jitter are the
+// worse of both.
 func (s *Stats) Add(o Stats) {
 	if s.FramesPerSecond == 0 && o.FramesPerSecond > 0 {
 		s.FramesPerSecond, s.Width, s.Height, s.KeyframeInterval = o.FramesPerSecond, o.Width, o.Height, o.KeyframeInterval
 	}
-	s.Loss, s.Jitter = max(s.Loss, o.Loss), max(s.Jitter, o.Jitter)
+	s.Loss, s.Missing, s.Jitter = max(s.Loss, o.Loss), max(s.Missing, o.Missing), max(s.Jitter, o.Jitter)
 	s.Packets += o.Packets
 	s.Bytes += o.Bytes
 	s.Frames += o.Frames
@@ -112,10 +113,11 @@ func (s *Stream) Stats() Stats {
 	m := &s.meter
 	st := Stats{
 		Packets: m.packets, Bytes: m.bytes, Frames: m.frames, Keyframes: m.keyframes, Undecodable: m.undecodable,
-		PacketsLost: m.lost, ConnectionPacketsLost: m.connectionLost, Loss: m.loss(now), Jitter: m.jitter,
+		PacketsLost: m.lost, ConnectionPacketsLost: m.connectionLost, Jitter: m.jitter,
 		Discards: m.discards, Drops: m.drops, Subscriptions: len(s.subs),
 		Width: m.width, Height: m.height, KeyframeInterval: m.keyframeInterval, LastKeyframe: m.lastKeyframe, BFrames: s.bFrames,
 	}
+	st.Loss, st.Missing = m.loss(now)
 	sum, second := m.lastSecond(now)
 	st.BitrateBPS = int64(float64(sum.bytes*8) / second)
 	st.PacketsPerSecond = float64(sum.packets) / second
@@ -172,9 +174,9 @@ func (m *meter) inSequence(now time.Time, missing int64) {
 }
 
 // loss returns the share of packets missing in the last ten seconds and what has
-// passed of this one.
-func (m *meter) loss(now time.Time) float64 {
-	var came, missing int64
+// passed of this one, and how many that are.
+func (m *meter) loss(now time.Time) (share float64, missing int64) {
+	var came int64
 	end := now.Unix()
 	for _, s := range m.losses {
 		if s.index <= end && s.index >= end-lossTime {
@@ -183,9 +185,9 @@ func (m *meter) loss(now time.Time) float64 {
 		}
 	}
 	if missing == 0 {
-		return 0
+		return 0, 0
 	}
-	return float64(missing) / float64(came+missing)
+	return float64(missing) / float64(came+missing), missing
 }
 
 // picture takes the first packet of an access unit with a greater timestamp than

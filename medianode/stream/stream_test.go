@@ -310,6 +310,9 @@ func TestLoss(t *testing.T) {
 	check("half is lost, for 5 s", 0.3, 0.35)
 	send(6, 1)
 	check("half is lost, for 11 s", 0.49, 0.51)
+	if got := s.Stats().Missing; got < 95 || got > 110 {
+		t.Errorf("%d packets are missing, want those of ten seconds, ten a second", got)
+	}
 	cam.w.Close()
 	c.now = c.now.Add(2 * time.Second)
 	cam = publish(t, s)
@@ -320,6 +323,9 @@ func TestLoss(t *testing.T) {
 	cam.unit(inter(10))
 	c.now = c.now.Add(time.Minute)
 	check("nothing for a minute", 0, 0)
+	if got := s.Stats().Missing; got != 0 {
+		t.Errorf("%d packets are missing after a minute", got)
+	}
 }
 
 // Interarrival jitter of pictures in the order in which they are shown.
