@@ -212,8 +212,8 @@ func (v *viewer) refresh(sh *shard, now time.Time) {
 	if v.paused || v.catching || now.Before(v.replay) {
 		return
 	}
-	recent := v.recent()
-	if len(recent) == 0 || v.route.Load() == nil || v.held && !v.route.Load().Clear() {
+	recent, to := v.recent(), v.route.Load()
+	if len(recent) == 0 || to == nil || v.held && !to.Clear() {
 		return
 	}
 	// What is long would not come through any better than what has not.

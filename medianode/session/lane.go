@@ -166,7 +166,7 @@ func (l *lane) number(p *stream.Packet, resumed bool) uint64 {
 	if !r.open {
 		r.open, r.from, r.base, r.payload = true, p.Index, l.next, l.payload
 		switch {
-		case r.goesOn && l.next > 0 && p.Index-l.latest-1 < maxGap:
+		case r.goesOn && !resumed && l.next > 0 && p.Index-l.latest-1 < maxGap:
 			r.base += p.Index - l.latest - 1
 		case l.next == 0:
 			r.base = rand.Uint64N(1 << 15) // RFC 3711 §3.3.1: below 2^15

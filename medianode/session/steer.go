@@ -101,6 +101,7 @@ type steering struct {
 type trial struct {
 	live     time.Time     // since when it has come; zero: it does not
 	relapses int           // how often it failed soon after it had come, in a row
+	relapsed time.Time     // the last time
 	until    time.Time     // it is left alone before
 	wait     time.Duration // how long it was, last; 0: it has come since
 }
@@ -180,13 +181,15 @@ func (t *trial) see(now time.Time, p candidate, begun bool) {
 			t.live = now.Add(-avoidFirst) // nobody has seen it fail
 		}
 		if t.relapses > 0 {
-			t.until = now.Add(min(avoidFirst<<(t.relapses-1), avoidMost))
+			// From the failure on: one that nobody takes is soon not pulled any longer,
+			// and could not prove itself for as long.
+			t.until = t.relapsed.Add(min(avoidFirst<<(t.relapses-1), avoidMost))
 		}
-	case p.live && now.Sub(t.live) >= avoidMost:
+	case p.live && t.relapses > 0 && now.Sub(t.relapsed) >= avoidMost:
 		t.relapses = 0
 	case !p.live && !t.live.IsZero():
 		if p.failed && now.Sub(t.live) < avoidFirst { // or it is just not pulled any longer
-			t.relapses = min(t.relapses+1, 10)
+			t.relapses, t.relapsed = min(t.relapses+1, 10), now
 		}
 		t.live = time.Time{}
 	}

@@ -302,6 +302,21 @@ func TestSteerFailureFlaps(t *testing.T) {
 	h.set(func() { h.profiles[0].failed, h.profiles[0].live = false, true }).pass(avoidMost).is("it is live for good", 0, false, false)
 }
 
+// A profile that relapsed, and is not pulled while it is left alone, has its chance
+// again when its time is over, and keeps it.
+func TestSteerProbationWithoutPull(t *testing.T) {
+	h := newHelm(t)
+	sub := func(failed, live bool) *helm {
+		return h.set(func() { h.profiles[1].failed, h.profiles[1].live = failed, live })
+	}
+	h.set(func() { h.sight.width = 320 }).is("small", 1, false, false)
+	sub(false, true).pass(5 * time.Second)
+	sub(true, false).is("a relapse", 0, false, false)
+	sub(false, true).pass(10 * time.Second).is("live, and to prove itself", 0, false, false)
+	sub(false, false).pass(avoidFirst).is("not pulled any longer, tried again", 1, false, false)
+	sub(false, true).pass(avoidMost).is("live for good", 1, false, false)
+}
+
 // A profile that nobody pulls is tried now and then, for nothing says that it is
 // back.
 func TestSteerTriesAgain(t *testing.T) {
