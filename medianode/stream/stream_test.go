@@ -270,7 +270,7 @@ func TestStats(t *testing.T) {
 	cam.unit(inter(10))
 	got := s.Stats()
 	want := Stats{
-		Packets: 101, Bytes: 100*112 + 22, Frames: 51, Keyframes: 2, PacketsLost: 5, ConnectionPacketsLost: 5, Loss: 5. / 106, Discards: Discards{Damaged: 1},
+		Packets: 101, Bytes: 100*112 + 22, Frames: 51, Keyframes: 2, PacketsLost: 5, ConnectionPacketsLost: 5, Loss: 5. / 106, Missing: 5, Discards: Discards{Damaged: 1},
 		BitrateBPS: 50 * 112 * 8, PacketsPerSecond: 50, FramesPerSecond: 25, Width: 640, Height: 360, KeyframeInterval: time.Second, LastKeyframe: start.Add(time.Second),
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
