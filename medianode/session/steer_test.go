@@ -312,7 +312,7 @@ func TestSteerProbationWithoutPull(t *testing.T) {
 	h.set(func() { h.sight.width = 320 }).is("small", 1, false, false)
 	sub(false, true).pass(5 * time.Second)
 	sub(true, false).is("a relapse", 0, false, false)
-	sub(false, true).pass(10 * time.Second).is("live, and to prove itself", 0, false, false)
+	sub(false, true).pass(10*time.Second).is("live, and to prove itself", 0, false, false)
 	sub(false, false).pass(avoidFirst).is("not pulled any longer, tried again", 1, false, false)
 	sub(false, true).pass(avoidMost).is("live for good", 1, false, false)
 }
