@@ -68,7 +68,7 @@ func (c *cameraFlags) register(flags *pflag.FlagSet) {
 	flags.StringToStringVar(&c.labels, "label", nil, "a label, `key=value`; several allowed")
 	flags.StringToStringVar(&c.selector, "node-selector", nil, "a label that the node must have, `key=value`; several allowed")
 	flags.BoolVar(&c.onDemand, "on-demand", false, "pull the camera only while somebody watches")
-	flags.DurationVar(&c.idleTimeout, "idle-timeout", 0, "on demand: how `long` to pull after the last viewer (default 10s)")
+	flags.DurationVar(&c.idleTimeout, "idle-timeout", 0, "how `long` to pull what is pulled on demand, sub profiles too, after the last viewer (default 10s)")
 	flags.BoolVar(&c.disabled, "disabled", false, "assign the camera to no node")
 	flags.Int32Var(&c.maxSessions, "max-sessions", 0, "RTSP sessions that the camera accepts at once (0: any `number`)")
 	flags.Int64Var(&c.expectedBitrate, "expected-bitrate-bps", 0, "expected `bits` per second of all pictures together")

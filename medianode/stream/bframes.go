@@ -86,71 +86,19 @@ func (h *h264) judge(header byte, first, b bool) {
 // is its picture's first, with first_mb_in_slice 0; b that it is a B slice. They
 // are false for what cannot be read. IDR pictures have no B slices.
 func sliceHeader(header byte, body []byte) (first, b bool) {
-	r := bitReader{rest: body[:min(len(body), maxSliceHeader)]}
-	mb, ok := r.exponential()
-	if !ok {
+	var buf [maxSliceHeader]byte
+	r := headerReader{buf: withoutEmulation(buf[:0], body)}
+	mb := r.ue()
+	if r.failed {
 		return false, false
 	}
-	typ, ok := r.exponential()
-	return mb == 0, ok && header&nalType != nalIDR && (typ == 1 || typ == 6)
+	typ := r.ue()
+	return mb == 0, !r.failed && header&nalType != nalIDR && (typ == 1 || typ == 6)
 }
 
 // maxSliceHeader is how many bytes are looked at: first_mb_in_slice has 35 bits at
-// most and slice_type 7, which is 6 bytes and what keeps them from looking like a
-// start code.
-const maxSliceHeader = 10
-
-// bitReader reads a NAL unit's bits, without its emulation prevention bytes (H.264
-// §7.4.1).
-type bitReader struct {
-	rest  []byte
-	cur   byte
-	left  int // bits of cur
-	zeros int // bytes of 0 before rest
-}
-
-func (r *bitReader) bit() (bit uint32, ok bool) {
-	if r.left == 0 {
-		if r.zeros >= 2 && len(r.rest) > 0 && r.rest[0] == 3 {
-			r.rest, r.zeros = r.rest[1:], 0
-		}
-		if len(r.rest) == 0 {
-			return 0, false
-		}
-		r.cur, r.rest, r.left = r.rest[0], r.rest[1:], 8
-		r.zeros++
-		if r.cur != 0 {
-			r.zeros = 0
-		}
-	}
-	r.left--
-	return uint32(r.cur>>r.left) & 1, true
-}
-
-// exponential reads a ue(v) (H.264 §9.1) below 2^24. ok is false if it is cut off
-// or greater.
-func (r *bitReader) exponential() (v uint32, ok bool) {
-	n := 0
-	for {
-		bit, ok := r.bit()
-		if !ok || n > 24 {
-			return 0, false
-		}
-		if bit == 1 {
-			break
-		}
-		n++
-	}
-	v = 1
-	for range n {
-		bit, ok := r.bit()
-		if !ok {
-			return 0, false
-		}
-		v = v<<1 | bit
-	}
-	return v - 1, true
-}
+// most and slice_type 7.
+const maxSliceHeader = 6
 
 // sameVideo tells whether two connections have the same video track.
 func sameVideo(a, b []Track) bool {

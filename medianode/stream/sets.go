@@ -117,19 +117,9 @@ const maxExponential = 255
 // exponential reads the ue(v) that b begins with (H.264 §9.1). ok is false if
 // it is cut off or greater than 255.
 func exponential(b []byte) (v uint32, ok bool) {
-	bit := func(i int) uint32 { return uint32(b[i/8]>>(7-i%8)) & 1 }
-	zeros, bits := 0, 8*len(b)
-	for zeros < bits && bit(zeros) == 0 {
-		zeros++
-	}
-	if zeros > 8 || 2*zeros+1 > bits {
-		return 0, false
-	}
-	for i := zeros; i <= 2*zeros; i++ {
-		v = v<<1 | bit(i)
-	}
-	v--
-	return v, v <= maxExponential
+	r := headerReader{buf: b}
+	v = r.ue()
+	return v, !r.failed && v <= maxExponential
 }
 
 // pictureSize reads the size of the picture from a sequence parameter set.

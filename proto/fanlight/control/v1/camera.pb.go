@@ -604,8 +604,8 @@ type Camera struct {
 	NodeSelector map[string]string `protobuf:"bytes,8,rep,name=node_selector,json=nodeSelector,proto3" json:"node_selector,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// When the camera is pulled. Unspecified: ALWAYS.
 	PullPolicy Camera_PullPolicy `protobuf:"varint,9,opt,name=pull_policy,json=pullPolicy,proto3,enum=fanlight.control.v1.Camera_PullPolicy" json:"pull_policy,omitempty"`
-	// ON_DEMAND only: how long after its last viewer the camera is still
-	// pulled. Unset: 10 s.
+	// How long after its last viewer a profile is still pulled: each that is pulled
+	// on demand, as are all but the first with ALWAYS. Unset: 10 s.
 	IdleTimeout *durationpb.Duration `protobuf:"bytes,10,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
 	// A disabled camera is assigned to no node.
 	Disabled bool `protobuf:"varint,11,opt,name=disabled,proto3" json:"disabled,omitempty"`

@@ -344,8 +344,8 @@ type Open struct {
 	Trickle bool `protobuf:"varint,7,opt,name=trickle,proto3" json:"trickle,omitempty"`
 	// How the picture is shown, if known.
 	Viewport *Viewport `protobuf:"bytes,8,opt,name=viewport,proto3" json:"viewport,omitempty"`
-	// The codecs the viewer prefers, best first, as RTP encoding names. Empty:
-	// the order of the offer.
+	// The audio codecs the viewer prefers, best first, as RTP encoding names; the
+	// video codec is the camera's. Empty: the order of the offer.
 	Codecs        []string `protobuf:"bytes,9,rep,name=codecs,proto3" json:"codecs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
